@@ -1,0 +1,174 @@
+// backend.h -- the one interface between the engine and the code that computes.
+//
+// Engine, models and operators (attention.h, gemm.h) talk to a Backend; a backend is a folder under
+// src/backend and one row in src/backend/registry.cpp. Arguments are trusted here: outside callers
+// enter through the checked operators in attention.h and gemm.h.
+// A Backend owns its threads (or streams) and scratch: use one per thread of control.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "flashomni/plan.h"
+#include "flashomni/tensor.h"
+
+namespace flashomni {
+
+// A weight matrix [out_features, in_features] in whatever order the backend's kernels read.
+struct PackedWeight {
+  Tensor storage;
+  index_t out_features = 0, in_features = 0;
+  DType dtype = DType::kF32;  // operands are rounded to this; sums are fp32
+  int column_group = 0;       // out_features per head (gemm_q), or 0: no grouping
+};
+
+enum class Activation { kNone, kGeluTanh, kSilu };
+
+// What GEMM-Q does to a finished (row block, head) tile before storing it: RMS norm over head_dim,
+// then rotary embedding of the interleaved pairs (2i, 2i + 1).
+struct NormRope {
+  ConstTensorView norm_weight;  // [head_dim] f32, or {} = no norm
+  float eps = 1e-6f;
+  ConstTensorView cos, sin;  // [num_rows, head_dim / 2] f32, row = row of the matrix; {} = no rope
+};
+
+inline constexpr int kMaxForecastOrder = 2;
+
+// The projected bias cache B_c of GEMM-O and its finite differences (arXiv:2509.25401; spec of
+// the orders: docs/paper_map.md). Written by gemm_o_update, read by gemm_o_dispatch.
+struct BiasCacheView {
+  int order = -1;  // highest order kept, 0..2; -1: no cache (gemm_o_update just projects)
+  TensorView terms[kMaxForecastOrder + 1];  // [batch, num_rows, out_features] f32
+  TensorView valid_order;  // u8 [batch, num_q_blocks]: highest order usable in a row block
+};
+
+// One output projection: out = sum over heads o_h W_h (+ mlp W_m) + bias.
+struct OutputProjection {
+  const PackedWeight* weight = nullptr;  // [out_features, num_heads * head_dim (+ mlp_dim)]
+  ConstTensorView bias;                  // [out_features] f32, or {}
+  ConstTensorView o;                     // [batch, num_rows, num_heads * head_dim]
+  ConstTensorView mlp;  // [batch, num_rows, mlp_dim], or {}: the second half of a single-stream
+                        // block's concat[attention, mlp]; never enters the bias cache
+  TensorView out;       // [batch, num_rows, out_features]
+};
+
+struct BlockScoreOptions {
+  float scale = 0;               // of the logits; 0 = head_dim^-0.5
+  bool similarity = false;       // also fill q_similarity and k_similarity
+  bool subtract_k_mean = false;  // pool K minus its per-head mean over tokens
+  bool log_count_bias = false;   // add log(count / block) to the logits of short kv blocks
+  bool operator==(const BlockScoreOptions&) const = default;
+};
+
+// Block-pooled statistics of Q and K for policies, on the host.
+struct BlockScores {
+  int batch = 0, num_heads = 0, num_q_blocks = 0, num_kv_blocks = 0;
+  std::vector<float> logits;        // [batch, num_heads, q_blocks, kv_blocks]; 0 in empty blocks
+  std::vector<float> q_similarity;  // [batch, num_heads, q_blocks]  mean pairwise cosine of the
+  std::vector<float> k_similarity;  // [batch, num_heads, kv_blocks] tokens of a block
+  std::span<const float> logits_row(int item, int head, int q_block) const {
+    return {
+        logits.data() + ((static_cast<index_t>(item) * num_heads + head) * num_q_blocks + q_block) *
+                            num_kv_blocks,
+        static_cast<std::size_t>(num_kv_blocks)};
+  }
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;    // "reference", "cpu", "cuda"
+  virtual std::string description() const = 0;  // one line for people: ISA, threads, device
+  virtual Device device() const = 0;
+
+  // Uninitialised device memory, aligned to at least 64 bytes.
+  virtual Tensor allocate(DType dtype, Layout layout) = 0;
+  // Between host and device or within the device; dtypes and shapes agree, both contiguous.
+  virtual void copy(ConstTensorView from, TensorView to, Stream stream) = 0;
+  virtual void synchronize(Stream stream) = 0;
+
+  // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
+  // groups of that many output features.
+  virtual PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) = 0;
+
+  virtual void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan,
+                                    Stream stream) = 0;
+  virtual void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
+                               const SparseSymbols* previous, GemmPlan& plan, Stream stream) = 0;
+
+  // The contract of flashomni::attention (attention.h).
+  virtual void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
+                         ConstTensorView v, float scale, TensorView out, TensorView lse,
+                         Stream stream) = 0;
+  // The contracts of gemm.h.
+  virtual void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
+                      ConstTensorView bias, const NormRope& epilogue, TensorView out,
+                      Stream stream) = 0;
+  virtual void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
+                             float steps_since_update, const BiasCacheView& cache,
+                             Stream stream) = 0;
+  virtual void gemm_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
+                               std::span<const float> coefficients, const BiasCacheView& cache,
+                               Stream stream) = 0;
+
+  // out[r, :] = activation(x[r, :] W^T + bias).  x [rows, in], bias [out] f32 or {}; the dtype of
+  // x is the weight's; out f32 or the weight's dtype.
+  virtual void linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
+                      Activation activation, TensorView out, Stream stream) = 0;
+  // out = layer_norm(x) * (1 + scale) + shift, no affine of its own.
+  // x [rows, dim] f32; shift, scale [dim] f32; out [rows, dim] f32, bf16 or f16.
+  virtual void norm_modulate(ConstTensorView x, ConstTensorView shift, ConstTensorView scale,
+                             float eps, TensorView out, Stream stream) = 0;
+  // residual[r, :] += gate * y[r, :].  residual [rows, dim] f32, gate [dim] f32 or {} = 1.
+  virtual void gated_add(ConstTensorView y, ConstTensorView gate, TensorView residual,
+                         Stream stream) = 0;
+
+  // Pools Q and K [batch, seq_len, heads, head_dim] over the valid tokens of each block in fp32.
+  // With grouped K heads, head h of Q meets K head h / (num_heads / num_kv_heads).
+  virtual void block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
+                            const BlockGrid& kv_grid, const BlockScoreOptions& options,
+                            BlockScores& scores, Stream stream) = 0;
+  // out = sum over o of coefficients[o] * terms[o]; terms and out are contiguous and of one shape,
+  // terms f32, out f32, bf16 or f16.
+  virtual void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,
+                        TensorView out, Stream stream) = 0;
+  // terms[0] <- value, terms[o + 1] <- (new terms[o] - old terms[o]) / steps, for o + 1 <= order:
+  // the finite differences of TaylorSeer. `order` counts the terms that will be valid afterwards.
+  virtual void push_differences(ConstTensorView value, int order, float steps,
+                                std::span<const TensorView> terms, Stream stream) = 0;
+};
+
+// Runs task(argument, i) for every i in [0, count) and returns when all are done.
+// Lets a host program lend its own threads; see BackendOptions::executor.
+struct Executor {
+  void* context = nullptr;
+  int num_threads = 0;
+  void (*run)(void* context, index_t count, void (*task)(void* argument, index_t i, int worker),
+              void* argument) = nullptr;
+};
+
+struct BackendOptions {
+  int num_threads = 0;                 // 0: one per available core
+  const Executor* executor = nullptr;  // used instead of own threads; outlives the backend
+  // cpu backend: which kernels to use, "auto" or one of cpu_kernel_sets() (tests, comparisons).
+  std::string cpu_kernels = "auto";
+  int device_index = 0;
+};
+
+struct BackendInfo {
+  std::string_view name;
+  bool available = false;
+  std::string detail;  // ISA or GPU; when unavailable, why
+};
+
+// `name` is "auto" (best available), or a name from list_backends().
+// Throws kInvalidArgument for an unknown name, kUnsupported if it cannot run on this machine.
+std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options = {});
+std::vector<BackendInfo> list_backends();
+
+}  // namespace flashomni

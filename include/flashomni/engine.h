@@ -1,0 +1,132 @@
+// engine.h -- update and dispatch: when symbols are refreshed, and attention layers run by them.
+//
+// One Engine serves one generation at a time: begin(), then for every step and branch begin_step()
+// followed by the layers in order. It knows nothing of a particular model.
+// Source: arXiv:2509.25401, update-dispatch engine; state machine in docs/architecture.md.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "flashomni/backend.h"
+#include "flashomni/policy.h"
+
+namespace flashomni {
+
+enum class StepKind : std::uint8_t {
+  kDense,     // everything computed, nothing remembered
+  kUpdate,    // everything computed; symbols and caches refreshed
+  kDispatch,  // only what the symbols say
+};
+std::string_view step_kind_name(StepKind kind);  // "dense", "update", "dispatch"
+
+enum class ForecastKind { kTaylor, kNewton };
+
+struct EngineOptions {
+  int warmup = 4;          // W: the first W steps are full; symbols are first made at step W - 1
+  int interval = 5;        // N: one update, then N - 1 dispatch steps
+  int order = 1;           // D: order of the forecast of cached features, 0..2
+  double layer_cache = 0;  // S_q: a layer whose live fraction is at or below it is cached whole
+  double ramp = 0;         // p: thresholds are multiplied by (step / num_steps)^p
+  ForecastKind forecast = ForecastKind::kTaylor;
+  int block_q = 64, block_kv = 64;
+  bool strict = false;  // fallbacks throw kUnsupported instead of being noted
+};
+
+// The kind of every step of a generation: the classifier of the published code (W, N; the last
+// step is always full). Throws kInvalidArgument for warmup < 1, interval < 1 or num_steps < 1.
+std::vector<StepKind> classify_steps(int num_steps, int warmup, int interval);
+
+// Coefficients of terms 0..order, `k` steps after the update; `interval` = steps between updates.
+//   Taylor  1, k, k^2 / 2           Newton  1, k, k (k + interval) / 2
+std::vector<float> forecast_coefficients(ForecastKind kind, int order, int k, int interval);
+
+// Weights of one token stream of a joint attention layer; pointers live as long as the model.
+struct StreamWeights {
+  const PackedWeight *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
+  ConstTensorView q_bias, k_bias, v_bias, out_bias;  // f32 or {}
+  ConstTensorView q_norm, k_norm;                    // [head_dim] f32 or {}
+};
+
+// One stream's part in a joint attention layer. Batch is 1: a branch is one sample.
+struct AttentionStream {
+  int first_token = 0, num_tokens = 0;  // its place in the joint sequence, whole segments
+  const StreamWeights* weights = nullptr;
+  ConstTensorView x;    // [num_tokens, hidden_dim], normed and modulated, the weights' dtype
+  ConstTensorView mlp;  // [num_tokens, mlp_dim] or {}: see OutputProjection::mlp
+  TensorView out;       // [num_tokens, hidden_dim], the weights' dtype
+};
+
+// Rotary tables of the joint sequence, [seq_len, head_dim / 2] f32; {} = no rotary embedding.
+struct RopeTables {
+  ConstTensorView cos, sin;
+};
+
+struct SequenceShape {
+  std::vector<Segment> segments;  // of the joint sequence
+  int num_heads = 0, head_dim = 0;
+  int hidden_dim = 0;  // out_features of the output projections
+  DType dtype = DType::kF32;
+  int num_layers = 0;
+};
+
+// Something that ran otherwise than asked for, and why. Layer -1: not about one layer.
+struct Fallback {
+  int layer = -1;
+  std::string reason;
+};
+
+// What the symbols left undone, over one generation (all branches).
+struct EngineStats {
+  int dense_steps = 0, update_steps = 0, dispatch_steps = 0;
+  double cached_fraction = 0;     // mean over layers and dispatch steps
+  double skipped_fraction = 0;    // the same
+  double attention_sparsity = 0;  // token pairs not computed, over all steps; a cached layer is 1
+  int layers_cached = 0;          // layers in whole-layer caching at the end, of any branch
+};
+
+class Engine {
+ public:
+  // `backend` outlives the engine.
+  Engine(Backend& backend, const EngineOptions& options, std::unique_ptr<SparsityPolicy> policy);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Forgets the previous generation and allocates everything a dispatch step needs.
+  void begin(const SequenceShape& shape, int num_steps, int num_branches);
+  StepKind step_kind(int step) const;
+  // Steps come in order; each step runs every branch once, in any order.
+  void begin_step(int step, int branch);
+
+  // Joint attention over `streams`, which together cover the sequence: projections of x, norm,
+  // rotary embedding, attention, output projection. On update steps also asks the policy for this
+  // layer's symbols and refreshes its caches; on dispatch steps runs by them.
+  // Throws kInvalidArgument if the streams do not fit the shape given to begin().
+  void attend(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
+
+  // Whole-layer caching (arXiv:2509.25401 via TaylorSeer). A model asks at the top of a layer:
+  // true: skip the layer and add forecast_module() of each of its modules instead.
+  bool is_layer_forecast(int layer) const;
+  // After attend(): true on update steps of a layer in whole-layer caching; the model then hands
+  // over each module's output (before its gate) through record_module().
+  bool wants_modules(int layer) const;
+  void record_module(int layer, int module, ConstTensorView value);
+  void forecast_module(int layer, int module, TensorView out);
+
+  const SparseSymbols& symbols(int layer, int branch) const;  // of the last update
+  const std::vector<Fallback>& fallbacks() const;
+  EngineStats stats() const;
+  Backend& backend() const;
+  const EngineOptions& options() const;
+  const SparsityPolicy& policy() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace flashomni

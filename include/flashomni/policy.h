@@ -1,0 +1,77 @@
+// policy.h -- what turns statistics of an update step into symbols.
+//
+// A policy is one small class: `needs` says what the engine must measure, `select` caches and skips
+// blocks. docs/adding_a_policy.md walks through one of twenty lines.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "flashomni/backend.h"  // BlockScores
+#include "flashomni/symbols.h"
+
+namespace flashomni {
+
+// What a policy sees of one layer at an update step.
+struct PolicyContext {
+  int layer = 0, num_layers = 1;
+  int branch = 0;  // classifier-free guidance: 0 = prompt, 1 = negative prompt
+  int step = 0, num_steps = 1;
+  double ramp = 1;                      // factor on thresholds, in [0, 1]: (step / num_steps)^p
+  const BlockScores* scores = nullptr;  // measured as `needs` asked; nullptr if it asked nothing
+};
+
+class SparsityPolicy {
+ public:
+  virtual ~SparsityPolicy() = default;
+  virtual std::string_view name() const = 0;
+  // The block statistics `select` reads, or nothing.
+  virtual std::optional<BlockScoreOptions> needs() const { return std::nullopt; }
+  // `symbols` comes in all live and leaves with blocks cached and skipped. Called once per layer,
+  // branch and update step. A policy keeps no state between calls.
+  virtual void select(const PolicyContext& context, SparseSymbols& symbols) const = 0;
+  // True for a policy that never leaves anything out: the engine then runs every step dense.
+  virtual bool is_dense() const { return false; }
+};
+
+enum class PolicyScope { kHead, kLayer };
+
+// The selection of arXiv:2509.25401, section "sparse symbol generation"; formulas and worked
+// examples in docs/paper_map.md.
+struct FlashOmniOptions {
+  double tau_q = 0.5;    // caching: mass of C and G that the cached blocks may hold; <= 0: none
+  double tau_kv = 0.05;  // skipping: softmax mass that a row may lose; <= 0: none
+  PolicyScope scope = PolicyScope::kHead;
+  std::optional<double> sim_threshold;  // self-similarity gate; absent: off
+  bool keep_text_kv = true;             // never skip text columns
+  bool subtract_k_mean = false;
+  bool log_count_bias = false;
+};
+
+// The raw scores behind the caching decision, [batch, num_heads, q_blocks], 0 at text blocks.
+struct SelectionScores {
+  std::vector<float> c, g;
+};
+
+// Caches and skips blocks of `symbols` (all live on entry). `ramp` multiplies both thresholds.
+// Returns C and G before any sum over heads. Without text blocks nothing is cached.
+SelectionScores select_flashomni(const FlashOmniOptions& options, double ramp,
+                                 const BlockScores& scores, SparseSymbols& symbols);
+
+// Option values as text, e.g. {"tau-q", "0.5"}; the CLI and preset files use the same names.
+using PolicyOptions = std::map<std::string, std::string>;
+
+struct PolicyInfo {
+  std::string_view name, summary;
+  std::vector<std::string_view> options;
+};
+std::vector<PolicyInfo> list_policies();
+// Throws kInvalidArgument for an unknown policy, an unknown option, or a value out of range.
+std::unique_ptr<SparsityPolicy> make_policy(std::string_view name, const PolicyOptions& options);
+
+}  // namespace flashomni
