@@ -1,0 +1,41 @@
+#include "backend/registry.h"
+
+#include "backend/reference/reference.h"
+#include "core/check.h"
+
+namespace flashomni {
+namespace {
+
+// Best first: "auto" is the first that is available.
+constexpr BackendEntry kBackends[] = {
+    {"reference", make_reference_backend, probe_reference_backend},
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options) {
+  std::string known;
+  for (const BackendEntry& entry : kBackends) {
+    known += ", " + std::string(entry.name);
+    if (name != "auto" && name != entry.name) continue;
+    const BackendProbe probe = entry.probe();
+    if (probe.available) return entry.make(options);
+    if (name != "auto") {
+      FO_FAIL(kUnsupported, "make_backend: %s cannot run on this machine: %s",
+              std::string(name).c_str(), probe.detail.c_str());
+    }
+  }
+  FO_FAIL(kInvalidArgument, "make_backend: unknown backend '%s', expected auto%s",
+          std::string(name).c_str(), known.c_str());
+}
+
+std::vector<BackendInfo> list_backends() {
+  std::vector<BackendInfo> infos;
+  for (const BackendEntry& entry : kBackends) {
+    const BackendProbe probe = entry.probe();
+    infos.push_back({entry.name, probe.available, probe.detail});
+  }
+  return infos;
+}
+
+}  // namespace flashomni
