@@ -96,13 +96,14 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Forgets the previous generation and allocates everything a dispatch step needs.
+  // Forgets the previous generation. Dispatch steps allocate nothing: their buffers are made here
+  // and by the update before them.
   void begin(const SequenceShape& shape, int num_steps, int num_branches);
   StepKind step_kind(int step) const;
   // Steps come in order; each step runs every branch once, in any order.
   void begin_step(int step, int branch);
 
-  // Joint attention over `streams`, which together cover the sequence: projections of x, norm,
+  // Joint attention over `streams`, which cover the sequence in token order: projections of x, norm,
   // rotary embedding, attention, output projection. On update steps also asks the policy for this
   // layer's symbols and refreshes its caches; on dispatch steps runs by them.
   // Throws kInvalidArgument if the streams do not fit the shape given to begin().

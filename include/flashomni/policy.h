@@ -35,6 +35,9 @@ class SparsityPolicy {
   // `symbols` comes in all live and leaves with blocks cached and skipped. Called once per layer,
   // branch and update step. A policy keeps no state between calls.
   virtual void select(const PolicyContext& context, SparseSymbols& symbols) const = 0;
+  // One sentence if the policy cannot do on such a sequence what its options ask for, else "".
+  // The engine notes it as a fallback of the generation.
+  virtual std::string limitation(const BlockGrid& /*q_grid*/) const { return {}; }
   // True for a policy that never leaves anything out: the engine then runs every step dense.
   virtual bool is_dense() const { return false; }
 };

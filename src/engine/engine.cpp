@@ -1,0 +1,322 @@
+// engine.cpp -- one generation: steps, branches, and for each layer dense, update or dispatch.
+// SPDX-License-Identifier: Apache-2.0
+#include "flashomni/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "core/check.h"
+#include "engine/checks.h"
+#include "engine/forecast.h"
+#include "engine/joint_attention.h"
+#include "engine/layer_state.h"
+#include "engine/stats.h"
+
+namespace flashomni {
+namespace {
+
+// What a step does with one layer.
+enum class LayerAction { kDense, kUpdate, kSparse, kForecast };
+
+}  // namespace
+
+struct Engine::State {
+  State(Backend& backend, const EngineOptions& options, std::unique_ptr<SparsityPolicy> policy)
+      : backend(backend), options(options), policy(std::move(policy)) {}
+
+  LayerState& layer_state(int layer) { return layers[layer_index(layer, branch)]; }
+  std::size_t layer_index(int layer, int of_branch) const {
+    return static_cast<std::size_t>(of_branch) * shape.num_layers + layer;
+  }
+  LayerAction action(const LayerState& layer) const;
+  void count_layers();
+  void fall_back(int layer, const std::string& reason);
+
+  void run_dense(std::span<const AttentionStream> streams, const RopeTables& rope);
+  void run_update(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
+  void run_dispatch(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
+  void select_symbols(int layer, LayerState& state);
+  void build_plans(LayerState& state, std::span<const AttentionStream> streams);
+  void reserve_bias_cache(BiasCache& bias);
+
+  Backend& backend;
+  const EngineOptions options;
+  const std::unique_ptr<SparsityPolicy> policy;
+
+  // One generation.
+  SequenceShape shape;
+  std::vector<StepKind> kinds;  // of every step
+  SparseSymbols all_live;
+  std::optional<JointAttention> joint;
+  CoefficientTable coefficients;
+  std::vector<LayerState> layers;  // [branch, layer]
+  BlockScores scores;
+  StatsCounter counter;
+  std::vector<Fallback> fallbacks;
+
+  // One step of one branch.
+  int step = -1, branch = 0;
+  StepKind kind = StepKind::kDense;
+  std::vector<bool> branch_done;
+};
+
+Engine::Engine(Backend& backend, const EngineOptions& options,
+               std::unique_ptr<SparsityPolicy> policy) {
+  check_engine_options(options);
+  FO_CHECK(policy != nullptr, "engine: policy is missing; make_policy(\"dense\", {}) runs dense");
+  state_ = std::make_unique<State>(backend, options, std::move(policy));
+}
+
+Engine::~Engine() = default;
+
+void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) {
+  check_sequence(shape);
+  FO_CHECK(num_branches >= 1, "begin: num_branches is %d, must be at least 1", num_branches);
+  State& s = *state_;
+  s.kinds = classify_steps(num_steps, s.options.warmup, s.options.interval);
+  if (s.policy->is_dense()) std::ranges::fill(s.kinds, StepKind::kDense);
+  s.shape = shape;
+  s.joint.reset();
+  s.all_live = SparseSymbols(BlockGrid(s.options.block_q, 1, shape.segments),
+                             BlockGrid(s.options.block_kv, 1, shape.segments), shape.num_heads);
+  s.joint.emplace(s.backend, shape, s.all_live);
+  s.coefficients = CoefficientTable(s.options, num_steps);
+  s.layers.clear();
+  s.layers.resize(static_cast<std::size_t>(num_branches) * shape.num_layers);
+  s.counter = {};
+  s.fallbacks.clear();
+  s.step = -1;
+  s.branch_done.assign(num_branches, true);
+  const std::string limitation = s.policy->limitation(s.all_live.q_grid());
+  if (!limitation.empty()) s.fall_back(-1, limitation);
+}
+
+void Engine::begin_step(int step, int branch) {
+  State& s = *state_;
+  const int num_branches = static_cast<int>(s.branch_done.size());
+  FO_CHECK(branch >= 0 && branch < num_branches, "begin_step: branch is %d, must be 0 to %d",
+           branch, num_branches - 1);
+  if (step != s.step) {
+    const bool all_done = std::ranges::all_of(s.branch_done, [](bool done) { return done; });
+    FO_CHECK(all_done && step == s.step + 1 && step < static_cast<int>(s.kinds.size()),
+             "begin_step: step %d cannot follow step %d: the %zu steps come in order and each runs "
+             "all %d branches",
+             step, s.step, s.kinds.size(), num_branches);
+    s.branch_done.assign(num_branches, false);
+    s.counter.count_step(s.kinds[step]);
+  }
+  FO_CHECK(!s.branch_done[branch], "begin_step: step %d already ran branch %d", step, branch);
+  s.branch_done[branch] = true;
+  s.step = step;
+  s.branch = branch;
+  s.kind = s.kinds[step];
+  s.count_layers();
+}
+
+void Engine::attend(int layer, std::span<const AttentionStream> streams, const RopeTables& rope) {
+  State& s = *state_;
+  check_layer("attend", layer, s.shape.num_layers);
+  check_streams(s.shape, streams, rope);
+  switch (s.action(s.layer_state(layer))) {
+    case LayerAction::kUpdate: return s.run_update(layer, streams, rope);
+    case LayerAction::kSparse: return s.run_dispatch(layer, streams, rope);
+    case LayerAction::kForecast:
+    case LayerAction::kDense:
+      if (s.kind == StepKind::kDispatch) {
+        s.fall_back(layer,
+                    "the model does not forecast the layer's modules, as whole-layer "
+                    "caching would have it; the layer runs dense");
+      }
+      return s.run_dense(streams, rope);
+  }
+}
+
+LayerAction Engine::State::action(const LayerState& layer) const {
+  const bool whole = layer.mode == LayerMode::kLayerCache;
+  switch (kind) {
+    case StepKind::kDense: return LayerAction::kDense;
+    case StepKind::kUpdate: return whole ? LayerAction::kDense : LayerAction::kUpdate;
+    case StepKind::kDispatch: break;
+  }
+  if (whole) return layer.has_modules() ? LayerAction::kForecast : LayerAction::kDense;
+  return LayerAction::kSparse;
+}
+
+void Engine::State::run_dense(std::span<const AttentionStream> streams, const RopeTables& rope) {
+  for (const AttentionStream& stream : streams) {
+    joint->project(stream, rope, joint->dense_plan(stream));
+  }
+  joint->attend(joint->dense_plan());
+  for (const AttentionStream& stream : streams) {
+    backend.gemm_o_update(joint->dense_plan(stream), joint->output(stream), 0, {}, {});
+  }
+}
+
+void Engine::State::run_update(int layer, std::span<const AttentionStream> streams,
+                               const RopeTables& rope) {
+  LayerState& state = layer_state(layer);
+  for (const AttentionStream& stream : streams) {
+    joint->project(stream, rope, joint->dense_plan(stream));
+  }
+  joint->attend(joint->dense_plan());
+  select_symbols(layer, state);
+  build_plans(state, streams);
+  const auto steps = static_cast<float>(step - state.updated_at);
+  if (state.mode == LayerMode::kSparse) reserve_bias_cache(state.bias);
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    backend.gemm_o_update(state.gemms[i], joint->output(streams[i]), steps,
+                          state.bias.rows(streams[i].first_token, streams[i].num_tokens), {});
+  }
+  state.updated_at = step;
+}
+
+void Engine::State::run_dispatch(int layer, std::span<const AttentionStream> streams,
+                                 const RopeTables& rope) {
+  LayerState& state = layer_state(layer);
+  check_same_streams(layer, state.streams, streams);
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    joint->project(streams[i], rope, state.gemms[i]);
+  }
+  joint->attend(state.attention);
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    OutputProjection output = joint->output(streams[i]);
+    output.bias = {};  // the bias cache contains it
+    backend.gemm_o_dispatch(state.gemms[i], output, coefficients.at(step - state.updated_at),
+                            state.bias.rows(streams[i].first_token, streams[i].num_tokens), {});
+  }
+}
+
+// Leaves the symbols of this update in `state.symbols`, those of the last one in `state.previous`.
+void Engine::State::select_symbols(int layer, LayerState& state) {
+  const int num_steps = static_cast<int>(kinds.size());
+  PolicyContext context{.layer = layer,
+                        .num_layers = shape.num_layers,
+                        .branch = branch,
+                        .step = step,
+                        .num_steps = num_steps,
+                        .ramp = std::pow(static_cast<double>(step) / num_steps, options.ramp)};
+  if (const auto needs = policy->needs()) {
+    joint->score(*needs, scores);
+    context.scores = &scores;
+  }
+  std::swap(state.symbols, state.previous);
+  state.symbols = all_live;
+  policy->select(context, state.symbols);
+  if (state.symbols.stats().live_fraction() <= options.layer_cache) {
+    state.mode = LayerMode::kLayerCache;
+    state.bias = {};
+  }
+}
+
+void Engine::State::build_plans(LayerState& state, std::span<const AttentionStream> streams) {
+  backend.build_attention_plan(state.symbols, state.attention, {});
+  const SparseSymbols* previous = state.has_symbols() ? &state.previous : nullptr;
+  state.streams.resize(streams.size());
+  state.gemms.resize(streams.size());
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    state.streams[i] = {streams[i].first_token, streams[i].num_tokens};
+    backend.build_gemm_plan(state.symbols, streams[i].first_token, streams[i].num_tokens, previous,
+                            state.gemms[i], {});
+  }
+}
+
+void Engine::State::reserve_bias_cache(BiasCache& bias) {
+  if (bias.order == options.order) return;
+  const Layout rows{1, all_live.q_grid().num_tokens(), shape.hidden_dim};
+  for (int o = 0; o <= options.order; ++o) bias.terms[o] = backend.allocate(DType::kF32, rows);
+  bias.valid_order = backend.allocate(DType::kU8, {1, all_live.q_grid().num_blocks()});
+  bias.order = options.order;
+}
+
+// What begin_step() knows the layers will do; modules of forecast layers are asked for by the model
+// in ways that the engine does not see.
+void Engine::State::count_layers() {
+  const SymbolStats& dense = joint->dense_plan().stats;
+  for (int layer = 0; layer < shape.num_layers; ++layer) {
+    const LayerState& state = layer_state(layer);
+    switch (action(state)) {
+      case LayerAction::kSparse: counter.count_dispatch_layer(state.attention.stats); break;
+      case LayerAction::kForecast: counter.count_forecast_layer(dense.pairs); break;
+      case LayerAction::kUpdate:
+      case LayerAction::kDense:
+        if (kind == StepKind::kDispatch) {
+          counter.count_dispatch_layer(dense);
+        } else {
+          counter.count_dense_layer(dense.pairs);
+        }
+    }
+  }
+}
+
+void Engine::State::fall_back(int layer, const std::string& reason) {
+  const std::string where = layer < 0 ? "" : "layer " + std::to_string(layer) + ": ";
+  if (options.strict) FO_FAIL(kUnsupported, "engine: %s%s", where.c_str(), reason.c_str());
+  const auto same = [&](const Fallback& f) { return f.layer == layer && f.reason == reason; };
+  if (std::ranges::none_of(fallbacks, same)) fallbacks.push_back({layer, reason});
+}
+
+bool Engine::is_layer_forecast(int layer) const {
+  check_layer("is_layer_forecast", layer, state_->shape.num_layers);
+  return state_->action(state_->layer_state(layer)) == LayerAction::kForecast;
+}
+
+bool Engine::wants_modules(int layer) const {
+  check_layer("wants_modules", layer, state_->shape.num_layers);
+  return state_->kind == StepKind::kUpdate &&
+         state_->layer_state(layer).mode == LayerMode::kLayerCache;
+}
+
+void Engine::record_module(int layer, int module, ConstTensorView value) {
+  FO_CHECK(wants_modules(layer) && module >= 0,
+           "record_module: module %d of layer %d is not wanted on this step", module, layer);
+  std::vector<ModuleCache>& modules = state_->layer_state(layer).modules;
+  if (static_cast<std::size_t>(module) >= modules.size()) modules.resize(module + 1);
+  modules[module].record(state_->backend, value, state_->step, state_->options.order);
+}
+
+void Engine::forecast_module(int layer, int module, TensorView out) {
+  check_layer("forecast_module", layer, state_->shape.num_layers);
+  const std::vector<ModuleCache>& modules = state_->layer_state(layer).modules;
+  FO_CHECK(is_layer_forecast(layer) && module >= 0 &&
+               static_cast<std::size_t>(module) < modules.size() && modules[module].is_recorded(),
+           "forecast_module: module %d of layer %d has no forecast on this step", module, layer);
+  modules[module].forecast(state_->backend, state_->step, state_->coefficients, out);
+}
+
+StepKind Engine::step_kind(int step) const {
+  const int num_steps = static_cast<int>(state_->kinds.size());
+  FO_CHECK(step >= 0 && step < num_steps, "step_kind: step is %d, must be 0 to %d", step,
+           num_steps - 1);
+  return state_->kinds[step];
+}
+
+const SparseSymbols& Engine::symbols(int layer, int branch) const {
+  const State& s = *state_;
+  check_layer("symbols", layer, s.shape.num_layers);
+  FO_CHECK(branch >= 0 && branch < static_cast<int>(s.branch_done.size()),
+           "symbols: branch is %d, must be 0 to %zu", branch, s.branch_done.size() - 1);
+  const LayerState& state = s.layers[s.layer_index(layer, branch)];
+  return state.has_symbols() ? state.symbols : s.all_live;
+}
+
+EngineStats Engine::stats() const {
+  const State& s = *state_;
+  const auto is_cached = [&](int layer) {
+    for (std::size_t b = 0; b < s.branch_done.size(); ++b) {
+      const LayerState& state = s.layers[s.layer_index(layer, static_cast<int>(b))];
+      if (state.mode == LayerMode::kLayerCache) return true;
+    }
+    return false;
+  };
+  int layers_cached = 0;
+  for (int layer = 0; layer < s.shape.num_layers; ++layer) layers_cached += is_cached(layer);
+  return s.counter.totals(layers_cached);
+}
+
+const std::vector<Fallback>& Engine::fallbacks() const { return state_->fallbacks; }
+Backend& Engine::backend() const { return state_->backend; }
+const EngineOptions& Engine::options() const { return state_->options; }
+const SparsityPolicy& Engine::policy() const { return *state_->policy; }
+
+}  // namespace flashomni

@@ -1,0 +1,40 @@
+// joint_attention.h -- the operator calls of one joint attention layer, and the buffers between.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <utility>
+
+#include "flashomni/engine.h"
+
+namespace flashomni {
+
+// Runs the projections and the attention of a layer by the plans it is given. Q, K, V and O live
+// here, [1, seq_len, num_heads, head_dim]; they hold one layer at a time.
+class JointAttention {
+ public:
+  JointAttention(Backend& backend, const SequenceShape& shape, const SparseSymbols& all_live);
+
+  // Plans in which nothing is left out; made at the first call for a range of tokens.
+  const AttentionPlan& dense_plan() const { return dense_plan_; }
+  const GemmPlan& dense_plan(const AttentionStream& stream);
+
+  // Q of the tiles live in `q_plan`; K and V of every token.
+  void project(const AttentionStream& stream, const RopeTables& rope, const GemmPlan& q_plan);
+  void attend(const AttentionPlan& plan);
+  void score(const BlockScoreOptions& options, BlockScores& scores);
+  // The arguments of the output projection of `stream`.
+  OutputProjection output(const AttentionStream& stream) const;
+
+ private:
+  TensorView rows(const Tensor& tensor, const AttentionStream& stream) const;
+
+  Backend& backend_;
+  int num_heads_, head_dim_;
+  const SparseSymbols& all_live_;
+  AttentionPlan dense_plan_;
+  std::map<std::pair<int, int>, GemmPlan> dense_gemms_;  // by (first token, tokens)
+  Tensor q_, k_, v_, o_;
+};
+
+}  // namespace flashomni

@@ -1,0 +1,31 @@
+// options.h -- option values of policies, from text.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "flashomni/policy.h"
+
+namespace flashomni {
+
+// Reads the options given to one policy. Absent options give their default; a value that does not
+// parse or is out of range throws kInvalidArgument with the values that are allowed.
+class OptionReader {
+ public:
+  OptionReader(std::string_view policy, const PolicyOptions& options)
+      : policy_(policy), options_(options) {}
+
+  const std::string* find(std::string_view option) const;
+  // nullopt if absent.
+  std::optional<double> number(std::string_view option, double minimum, double maximum) const;
+  bool flag(std::string_view option, bool absent) const;  // 0, 1, false, true
+  [[noreturn]] void reject(std::string_view option, std::string_view allowed) const;
+
+ private:
+  std::string_view policy_;
+  const PolicyOptions& options_;
+};
+
+}  // namespace flashomni
