@@ -46,7 +46,8 @@ struct BiasCacheView {
   TensorView valid_order;  // u8 [batch, num_q_blocks]: highest order usable in a row block
 };
 
-// One output projection: out = sum over heads o_h W_h (+ mlp W_m) + bias.
+// One output projection: out = sum over heads o_h W_h (+ mlp W_m) + bias. `o`, `mlp` and `out` have
+// the weight's dtype.
 struct OutputProjection {
   const PackedWeight* weight = nullptr;  // [out_features, num_heads * head_dim (+ mlp_dim)]
   ConstTensorView bias;                  // [out_features] f32, or {}

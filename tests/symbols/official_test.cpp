@@ -5,8 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "flashomni/error.h"
 #include "flashomni/symbols.h"
+
+#include "errors.h"
 
 namespace flashomni {
 namespace {
@@ -132,13 +133,7 @@ TEST(OfficialSymbols, SkipBitsOfCachedBlocksAreIgnoredOnImport) {
 }
 
 std::string import_error(const OfficialSymbols& official) {
-  try {
-    import_official(example_grid(), example_grid(), 2, official);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
-    return error.what();
-  }
-  return "nothing was thrown";
+  return test::error_of([&] { import_official(example_grid(), example_grid(), 2, official); });
 }
 
 TEST(OfficialSymbols, ImportNamesWhatDoesNotFit) {

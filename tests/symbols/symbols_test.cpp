@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "flashomni/error.h"
+#include "errors.h"
 
 namespace flashomni {
 namespace {
@@ -113,17 +113,6 @@ TEST(SparseSymbols, WordsSurviveARoundTrip) {
   EXPECT_EQ(copy, wide.symbols);
 }
 
-template <typename F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(SparseSymbols, ImportRejectsWordsThatAreNotCanonical) {
   Wide wide;
   const auto import_changed = [&](int cache_word, std::uint32_t cache, int skip_word,
@@ -134,7 +123,7 @@ TEST(SparseSymbols, ImportRejectsWordsThatAreNotCanonical) {
                                      wide.symbols.skip_words().end());
     caches[cache_word] = cache;
     skips[skip_word] = skip;
-    return message_of([&] { wide.symbols.import_words(caches, skips); });
+    return test::error_of([&] { wide.symbols.import_words(caches, skips); });
   };
   EXPECT_EQ(import_changed(1, 3, 0, 0),
             "import_words: cache word 1 is 0x00000003, bits 0x00000002 must be 0");
@@ -144,14 +133,14 @@ TEST(SparseSymbols, ImportRejectsWordsThatAreNotCanonical) {
             "import_words: skip word 1 is 0x00000100, bits 0x00000100 must be 0");
   EXPECT_EQ(import_changed(0, ~1u, 0, 4),  // head 0 of q block 0 is cached
             "import_words: skip word 0 is 0x00000004, bits 0x00000004 must be 0");
-  EXPECT_THAT(message_of([&] { wide.symbols.import_words({}, {}); }),
+  EXPECT_THAT(test::error_of([&] { wide.symbols.import_words({}, {}); }),
               HasSubstr("0 cache and 0 skip words, expected 20 and 660"));
 }
 
 TEST(SparseSymbols, FromMasksNamesWhatIsWrong) {
   const Wide wide;
   const auto from = [&](ConstTensorView cache, ConstTensorView skip) {
-    return message_of(
+    return test::error_of(
         [&] { SparseSymbols::from_masks(wide.q_grid, wide.kv_grid, 33, cache, skip); });
   };
   std::vector<std::uint8_t> bytes(2 * 33 * 5 * 40, 1);
@@ -172,11 +161,11 @@ TEST(SparseSymbols, FromMasksNamesWhatIsWrong) {
 }
 
 TEST(SparseSymbols, RejectsGridsThatDoNotBelongTogether) {
-  EXPECT_EQ(message_of([] {
+  EXPECT_EQ(test::error_of([] {
               SparseSymbols(image_grid(4, 8, {8}), image_grid(4, 8, {8, 8}), 2);
             }),
             "SparseSymbols: the kv grid has a batch of 2, the q grid of 1");
-  EXPECT_EQ(message_of([] { SparseSymbols(image_grid(4, 8, {8}), image_grid(4, 8, {8}), 0); }),
+  EXPECT_EQ(test::error_of([] { SparseSymbols(image_grid(4, 8, {8}), image_grid(4, 8, {8}), 0); }),
             "SparseSymbols: num_heads is 0, must be at least 1");
 }
 
