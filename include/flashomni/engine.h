@@ -103,10 +103,10 @@ class Engine {
   // Steps come in order; each step runs every branch once, in any order.
   void begin_step(int step, int branch);
 
-  // Joint attention over `streams`, which cover the sequence in token order: projections of x, norm,
-  // rotary embedding, attention, output projection. On update steps also asks the policy for this
-  // layer's symbols and refreshes its caches; on dispatch steps runs by them.
-  // Throws kInvalidArgument if the streams do not fit the shape given to begin().
+  // Joint attention over `streams`, which cover the sequence in token order: projections of x,
+  // norm, rotary embedding, attention, output projection. On update steps also asks the policy for
+  // this layer's symbols and refreshes its caches; on dispatch steps runs by them. Throws
+  // kInvalidArgument if the streams do not fit the shape given to begin().
   void attend(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
 
   // Whole-layer caching (arXiv:2509.25401 via TaylorSeer). A model asks at the top of a layer:
