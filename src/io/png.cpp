@@ -1,0 +1,92 @@
+#include "flashomni/png.h"
+
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STB_IMAGE_WRITE_STATIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#include <stb/stb_image_write.h>
+#pragma GCC diagnostic pop
+#include <unistd.h>  // getpid
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <string_view>
+#include <system_error>
+
+#include "core/check.h"
+
+namespace flashomni {
+namespace {
+
+// Where chunks may be inserted: behind the signature and IHDR, which have a fixed length.
+constexpr std::size_t kAfterHeader = 8 + 25;
+
+std::string big_endian(std::uint32_t value) {
+  return {static_cast<char>(value >> 24), static_cast<char>(value >> 16),
+          static_cast<char>(value >> 8), static_cast<char>(value)};
+}
+
+// CRC of the PNG specification, bit by bit: text chunks are short.
+std::uint32_t crc(std::string_view bytes) {
+  std::uint32_t remainder = 0xffffffffu;
+  for (const char byte : bytes) {
+    remainder ^= static_cast<unsigned char>(byte);
+    for (int bit = 0; bit < 8; ++bit) {
+      remainder = remainder >> 1 ^ ((remainder & 1u) ? 0xedb88320u : 0u);
+    }
+  }
+  return ~remainder;
+}
+
+// tEXt holds Latin-1, which ASCII is; everything else needs iTXt.
+std::string text_chunk(const std::string& keyword, const std::string& value) {
+  const bool printable = std::ranges::all_of(keyword, [](char c) { return c >= ' ' && c <= '~'; });
+  FO_CHECK(printable && !keyword.empty() && keyword.size() <= 79,
+           "write_png: keyword \"%s\" must be 1 to 79 printable ASCII characters", keyword.c_str());
+  const bool ascii = std::ranges::all_of(value, [](char c) { return c > 0; });
+  const std::string uncompressed_no_language(5, '\0');
+  const std::string body = ascii ? "tEXt" + keyword + '\0' + value
+                                 : "iTXt" + keyword + uncompressed_no_language + value;
+  return big_endian(static_cast<std::uint32_t>(body.size() - 4)) + body + big_endian(crc(body));
+}
+
+std::string encode(const Picture& picture) {
+  int length = 0;
+  unsigned char* bytes = stbi_write_png_to_mem(picture.rgb.data(), picture.width * 3, picture.width,
+                                               picture.height, 3, &length);
+  if (!bytes) FO_FAIL(kOutOfMemory, "write_png: cannot encode the picture");
+  std::string png(reinterpret_cast<char*>(bytes), static_cast<std::size_t>(length));
+  STBIW_FREE(bytes);
+  return png;
+}
+
+}  // namespace
+
+void write_png(const std::filesystem::path& path, const Picture& picture,
+               const std::map<std::string, std::string>& text) {
+  const auto samples = static_cast<std::size_t>(picture.width) * picture.height * 3;
+  FO_CHECK(picture.width > 0 && picture.height > 0 && picture.rgb.size() == samples,
+           "write_png: a picture of %d x %d pixels with %zu bytes", picture.width, picture.height,
+           picture.rgb.size());
+  std::string png = encode(picture);
+  std::string chunks;
+  for (const auto& [keyword, value] : text) chunks += text_chunk(keyword, value);
+  png.insert(kAfterHeader, chunks);
+
+  std::filesystem::path temporary = path;
+  temporary += ".part" + std::to_string(getpid());
+  std::ofstream file(temporary, std::ios::binary);
+  file.write(png.data(), static_cast<std::streamsize>(png.size()));
+  file.close();
+  std::error_code failed;
+  if (file) std::filesystem::rename(temporary, path, failed);
+  if (!file || failed) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    FO_FAIL(kIo, "write_png: cannot write %s", path.c_str());
+  }
+}
+
+}  // namespace flashomni
