@@ -174,7 +174,7 @@ void ItemSelection::skip_blocks(int head) {
   for (int kv_block : kv_blocks_) {
     if (kv_is_representative(head, kv_block)) candidates.push_back(kv_block);
   }
-  if (candidates.empty() || tau_kv_ <= 0) return;
+  if (candidates.empty()) return;
   for (int q_block : image_rows_) {
     if (symbols_.is_live(item_, head, q_block) && q_is_representative(head, q_block)) {
       skip_row(head, q_block, candidates);
