@@ -69,6 +69,48 @@ class Oracle {
     return output(layer, step, branch, project_heads(layer, step, branch, nullptr));
   }
 
+  struct Qkv {
+    Matrix q, k, v;  // [seq_len][head_dim]
+  };
+
+  // After norm and rotary embedding.
+  Qkv qkv(int layer, int step, int branch, int h) const {
+    const auto streams = toy_streams(layer);
+    const Matrix x = toy_input(step, branch, layer);
+    Qkv head{Matrix(kSeqLen), Matrix(kSeqLen), Matrix(kSeqLen)};
+    for (int t = 0; t < kSeqLen; ++t) {
+      const ToyStream& stream = stream_of(streams, t);
+      const auto project = [&](const Matrix& weight, const Matrix* bias) {
+        std::vector<double> y(kHeadDim);
+        for (int d = 0; d < kHeadDim; ++d) {
+          const int feature = h * kHeadDim + d;
+          y[d] = bias ? (*bias)[0][feature] : 0;
+          for (int c = 0; c < kHidden; ++c) y[d] += weight[feature][c] * x[t][c];
+        }
+        return y;
+      };
+      head.q[t] = norm_rope(project(stream.q, &stream.q_bias), stream.q_norm[0], t);
+      head.k[t] = norm_rope(project(stream.k, nullptr), stream.k_norm[0], t);
+      head.v[t] = project(stream.v, nullptr);
+    }
+    return head;
+  }
+
+  // The layer's output as whole-layer caching extrapolates it.
+  Matrix forecast(int layer, int step, int branch, std::span<const int> updates) const {
+    std::vector<Matrix> history;  // newest first
+    for (std::size_t n = 0; n < updates.size() && n < 3; ++n) {
+      history.push_back(dense(layer, updates[updates.size() - 1 - n], branch));
+    }
+    const int usable = std::min<int>(order_, static_cast<int>(updates.size()) - 1);
+    Matrix out(kSeqLen);
+    for (int t = 0; t < kSeqLen; ++t) {
+      out[t] = extrapolate([&](int age, int c) { return history[age][t][c]; }, usable,
+                           step - updates.back());
+    }
+    return out;
+  }
+
   // `updates`: the steps at which symbols were made so far, ascending.
   Matrix dispatch(int layer, int step, int branch, std::span<const int> updates) const {
     const Masks masks = script_(layer, branch, updates.back());
@@ -81,7 +123,8 @@ class Oracle {
       const int usable = usable_order(layer, branch, block_of(t), updates);
       for (int h = 0; h < kHeads; ++h) {
         if (masks.cache[h][block_of(t)]) continue;
-        parts[h][t] = extrapolate(history, h, t, usable, step - updates.back());
+        parts[h][t] = extrapolate([&](int age, int c) { return history[age][h][t][c]; }, usable,
+                                  step - updates.back());
       }
     }
     return output(layer, step, branch, parts);
@@ -101,19 +144,18 @@ class Oracle {
     return usable;
   }
 
-  std::vector<double> extrapolate(const std::vector<std::array<Matrix, kHeads>>& history, int h,
-                                  int t, int usable, int k) const {
+  // `f(age, c)`: column c of a row at the update `age` updates ago.
+  std::vector<double> extrapolate(const std::function<double(int, int)>& f, int usable,
+                                  int k) const {
     const double n = interval_;
-    std::vector<double> result = history[0][h][t];
+    const double second = kind_ == ForecastKind::kTaylor ? k * k / 2.0 : k * (k + n) / 2.0;
+    std::vector<double> row(kHidden);
     for (int c = 0; c < kHidden; ++c) {
-      const auto f = [&](int age) { return history[age][h][t][c]; };
-      if (usable >= 1) result[c] += k * (f(0) - f(1)) / n;
-      if (usable >= 2) {
-        const double factor = kind_ == ForecastKind::kTaylor ? k * k / 2.0 : k * (k + n) / 2.0;
-        result[c] += factor * (f(0) - 2 * f(1) + f(2)) / (n * n);
-      }
+      row[c] = f(0, c);
+      if (usable >= 1) row[c] += k * (f(0, c) - f(1, c)) / n;
+      if (usable >= 2) row[c] += second * (f(0, c) - 2 * f(1, c) + f(2, c)) / (n * n);
     }
-    return result;
+    return row;
   }
 
   static const ToyStream& stream_of(const std::vector<ToyStream>& streams, int token) {
@@ -139,29 +181,14 @@ class Oracle {
   std::array<Matrix, kHeads> project_heads(int layer, int step, int branch,
                                            const Masks* masks) const {
     const auto streams = toy_streams(layer);
-    const Matrix x = toy_input(step, branch, layer);
     std::array<Matrix, kHeads> parts;
     for (int h = 0; h < kHeads; ++h) {
-      Matrix q(kSeqLen), k(kSeqLen), v(kSeqLen);
-      for (int t = 0; t < kSeqLen; ++t) {
-        const ToyStream& stream = stream_of(streams, t);
-        const auto project = [&](const Matrix& weight, const Matrix* bias) {
-          std::vector<double> y(kHeadDim);
-          for (int d = 0; d < kHeadDim; ++d) {
-            const int feature = h * kHeadDim + d;
-            y[d] = bias ? (*bias)[0][feature] : 0;
-            for (int c = 0; c < kHidden; ++c) y[d] += weight[feature][c] * x[t][c];
-          }
-          return y;
-        };
-        q[t] = norm_rope(project(stream.q, &stream.q_bias), stream.q_norm[0], t);
-        k[t] = norm_rope(project(stream.k, nullptr), stream.k_norm[0], t);
-        v[t] = project(stream.v, nullptr);
-      }
+      const Qkv head = qkv(layer, step, branch, h);
       parts[h].resize(kSeqLen);
       for (int t = 0; t < kSeqLen; ++t) {
         const bool* used = masks ? masks->skip[h][block_of(t)] : nullptr;
-        parts[h][t] = project_out(stream_of(streams, t), h, attend(q[t], k, v, used));
+        const auto o = attend(head.q[t], head.k, head.v, used);
+        parts[h][t] = project_out(stream_of(streams, t), h, o);
       }
     }
     return parts;
