@@ -59,6 +59,20 @@ inline double lse_error(DType dtype, const SoftmaxRow& row, double value) {
   return softmax_weight_error(dtype, row) + few_operations_error(std::abs(value));
 }
 
+// (x - mean) / deviation of a layer norm over `dim` values of mean size `magnitude`; `distance` =
+// |x - mean|. The error of the mean shifts every x; the deviation's relative error is that of a
+// sum of squares, of which a shifted mean is part.
+inline double layer_norm_error(int dim, double magnitude, double deviation, double distance) {
+  const double mean_error = sum_error(dim + 2, magnitude);
+  const double relative = sum_error(dim + 4, 1) + mean_error / deviation;
+  return (mean_error + (relative + 4 * kRoundoff) * distance) / deviation;
+}
+
+// Mean cosine of a block's tokens: a sum of unit vectors, squared.
+inline double similarity_error(int block, int head_dim) {
+  return 2 * sum_error(block + 2 * head_dim + 8, 1);
+}
+
 // A number below 1 that was published with so many digits, found by weights of `dtype`.
 inline double published_digits_error(int digits, DType dtype) {
   return std::pow(10.0, -digits) + 4 * unit_roundoff(dtype);
