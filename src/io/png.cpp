@@ -47,8 +47,8 @@ std::string text_chunk(const std::string& keyword, const std::string& value) {
            "write_png: keyword \"%s\" must be 1 to 79 printable ASCII characters", keyword.c_str());
   const bool ascii = std::ranges::all_of(value, [](char c) { return c > 0; });
   const std::string uncompressed_no_language(5, '\0');
-  const std::string body = ascii ? "tEXt" + keyword + '\0' + value
-                                 : "iTXt" + keyword + uncompressed_no_language + value;
+  const std::string body =
+      ascii ? "tEXt" + keyword + '\0' + value : "iTXt" + keyword + uncompressed_no_language + value;
   return big_endian(static_cast<std::uint32_t>(body.size() - 4)) + body + big_endian(crc(body));
 }
 
