@@ -84,16 +84,17 @@ TEST_P(DenseOps, LinearMatchesTheOracle) {
   }
 }
 
-TEST_P(DenseOps, ActivationsAreRightFarFromZero) {
-  const Tensor x = Tensor::host(dtype, {9, 1});
-  for (int i = 0; i < 9; ++i)
-    store_float(x, i, std::array{-1e4f, -90.f, -20.f, -3.f, 0.f, 3.f, 20.f, 90.f, 1e4f}[i]);
+TEST_P(DenseOps, ActivationsAreRightNearAndFarFromZero) {
+  const std::vector<float> values = {-1e4f, -90, -20, -3, -1, 0, 0.5f, 1, 2, 3, 20, 90, 1e4f};
+  const auto count = static_cast<index_t>(values.size());
+  const Tensor x = Tensor::host(dtype, {count, 1});
+  for (index_t i = 0; i < count; ++i) store_float(x, i, values[i]);
   const Tensor w = Tensor::host(dtype, {1, 1});
   store_float(w, 0, 1);
   const PackedWeight weight = backend->pack_weight(w, dtype, 0);
   const Tensor device_x = upload(*backend, x);
   for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
-    const Tensor result = result_of(DType::kF32, {9, 1}, [&](TensorView y) {
+    const Tensor result = result_of(DType::kF32, {count, 1}, [&](TensorView y) {
       backend->linear(device_x, weight, {}, activation, y, {});
     });
     test::expect_matches(result, linear_oracle(x, w, {}, activation, DType::kF32), "out");

@@ -189,6 +189,28 @@ TEST(SymbolStats, CountBlocksAndTokenPairs) {
   EXPECT_DOUBLE_EQ(stats.density(), 54.0 / 108);
 }
 
+// docs/symbols.md walks through this one.
+TEST(SparseSymbols, AgreeWithTheExampleOfTheDocument) {
+  Masks masks{{1, 1, 0, 1, 0, 1},
+              {1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1}};
+  const BlockGrid q_grid = image_grid(4, 10, {10}), kv_grid = image_grid(4, 15, {15});
+  const SparseSymbols symbols = from_masks(q_grid, kv_grid, 2, masks);
+  EXPECT_THAT(symbols.cache_words(), ElementsAre(3, 1, 2));
+  EXPECT_THAT(symbols.skip_words(), ElementsAre(0xb, 0xf, 0, 6, 0, 9));
+
+  const SymbolStats stats = symbols.stats();
+  EXPECT_DOUBLE_EQ(stats.live_fraction(), 4.0 / 6);
+  EXPECT_DOUBLE_EQ(stats.cached_fraction(), 90.0 / 300);
+  EXPECT_DOUBLE_EQ(stats.skipped_fraction(), 60.0 / 210);
+  EXPECT_DOUBLE_EQ(stats.density(), 150.0 / 300);
+
+  const OfficialSymbols official = export_official(symbols);
+  EXPECT_THAT(official.cache, ElementsAre(0x27));
+  EXPECT_THAT(official.skip, ElementsAre(0x6b, 0x0f, 0x90));
+  EXPECT_THAT(official.cache_indptr, ElementsAre(0, 1));
+  EXPECT_THAT(official.skip_indptr, ElementsAre(0, 3));
+}
+
 TEST(SymbolStats, LeaveOutWhatIsPastALength) {
   const SparseSymbols symbols(image_grid(4, 8, {8, 5}), image_grid(4, 8, {8, 3}), 1);
   const SymbolStats stats = symbols.stats();
