@@ -15,12 +15,13 @@ struct BackendParam {
   std::string backend, kernels;  // kernels: a kernel set of the cpu backend, else empty
   DType dtype = DType::kF32;
 
-  std::unique_ptr<Backend> make() const {
+  BackendOptions options() const {
     BackendOptions options;
     if (!kernels.empty()) options.cpu_kernels = kernels;
     options.num_threads = 2;
-    return make_backend(backend, options);
+    return options;
   }
+  std::unique_ptr<Backend> make() const { return make_backend(backend, options()); }
 };
 
 inline std::vector<BackendParam> backends_for(DType dtype) {
