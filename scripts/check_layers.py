@@ -25,7 +25,7 @@ LAYERS = [
     ("src/plan", "core symbols plan", ["core/", "symbols/", "plan/"], []),
     ("src/backend/reference", "core symbols plan backend", KERNELS + ["backend/reference/"], []),
     ("src/backend/cpu", "core symbols plan backend", KERNELS + ["backend/cpu/"],
-     ["hwy/", "immintrin.h"]),
+     ["hwy/", "immintrin.h", "cpuid.h", "sched.h", "sys/syscall.h", "unistd.h"]),
     ("src/backend/cuda", "core symbols plan backend", KERNELS + ["backend/cuda/"],
      ["cuda", "cooperative_groups"]),
     ("src/backend", "core symbols plan backend", ["core/", "plan/", "backend/"], []),

@@ -167,6 +167,13 @@ struct BackendInfo {
   std::string detail;  // ISA or GPU; when unavailable, why
 };
 
+// The kernel sets of the cpu backend that run on this machine, best last.
+//   portable       what the compiler's default flags allow: plain C++ on x86, NEON on Arm
+//   avx2, avx512   f32 products; bf16 and f16 operands are widened
+//   avx512_bf16    as avx512, with bf16 products by vdpbf16ps
+//   amx_bf16       as avx512, with bf16 products by AMX tiles
+std::vector<std::string> cpu_kernel_sets();
+
 // `name` is "auto" (best available), or a name from list_backends().
 // Throws kInvalidArgument for an unknown name, kUnsupported if it cannot run on this machine.
 std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options = {});

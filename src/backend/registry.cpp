@@ -1,5 +1,6 @@
 #include "backend/registry.h"
 
+#include "backend/cpu/cpu_backend.h"
 #include "backend/reference/reference.h"
 #include "core/check.h"
 
@@ -8,6 +9,7 @@ namespace {
 
 // Best first: "auto" is the first that is available.
 constexpr BackendEntry kBackends[] = {
+    {"cpu", make_cpu_backend, probe_cpu_backend},
     {"reference", make_reference_backend, probe_reference_backend},
 };
 
