@@ -30,7 +30,7 @@ LAYERS = [
      ["cuda", "cooperative_groups"]),
     ("src/backend", "core symbols plan backend", ["core/", "plan/", "backend/"], []),
     ("src/ops", "core symbols plan backend ops", ["core/", "plan/", "ops/"], []),
-    ("src/policy", "core symbols backend policy", ["core/", "symbols/", "policy/"], []),
+    ("src/policy", "core symbols backend io policy", ["core/", "symbols/", "policy/"], []),
     ("src/engine", "core symbols plan backend policy engine",
      ["core/", "symbols/", "plan/", "policy/", "engine/", "backend/metered.h"], []),
     ("src/io", "core io pipeline", ["core/", "io/"], ["nlohmann/", "stb/", "fcntl.h", "sys/",

@@ -10,6 +10,7 @@ namespace flashomni {
 
 std::unique_ptr<SparsityPolicy> make_dense(const OptionReader& options);
 std::unique_ptr<SparsityPolicy> make_flashomni(const OptionReader& options);
+std::unique_ptr<SparsityPolicy> make_static(const OptionReader& options);
 std::unique_ptr<SparsityPolicy> make_layer_cache(const OptionReader& options);
 
 }  // namespace flashomni

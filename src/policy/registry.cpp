@@ -22,6 +22,7 @@ constexpr PolicyRow kPolicies[] = {
      {"tau-q", "tau-kv", "scope", "sim-threshold", "keep-text-kv", "subtract-k-mean",
       "log-count-bias"},
      make_flashomni},
+    {"static", "the same masks at every update, from a safetensors file", {"file"}, make_static},
     {"layer-cache",
      "every layer cached whole between updates (TaylorSeer; FORA with order 0)",
      {},

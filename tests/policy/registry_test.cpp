@@ -29,7 +29,7 @@ TEST(Policies, AreFoundUnderTheirListedNames) {
 
 TEST(Policies, RejectUnknownNamesAndOptions) {
   EXPECT_EQ(make_error("top-k", {}),
-            "make_policy: there is no policy \"top-k\"; there are dense, flashomni, "
+            "make_policy: there is no policy \"top-k\"; there are dense, flashomni, static, "
             "layer-cache");
   EXPECT_EQ(make_error("dense", {{"tau-q", "0"}}),
             "policy dense: there is no option \"tau-q\"; there are none");
