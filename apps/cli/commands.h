@@ -21,6 +21,7 @@ class UsageError : public std::runtime_error {
 
 using Command = std::function<void()>;
 
+void add_run_op(CLI::App& app, Command& run);
 void add_info(CLI::App& app, Command& run);
 
 }  // namespace flashomni::cli

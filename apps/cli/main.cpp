@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("flashomni ") + kVersion + " (" + kCommit + ")");
   app.require_subcommand(1);
   Command run;
-  for (const auto add : {add_info}) add(app, run);
+  for (const auto add : {add_run_op, add_info}) add(app, run);
   try {
     if (argc > 1) check_subcommand(app, argv[1]);
     app.parse(argc, argv);

@@ -125,4 +125,8 @@ class Tensor {
   void* context_ = nullptr;
 };
 
+// A contiguous host copy of a floating host tensor in another floating dtype, rounded to nearest
+// even. Throws kInvalidArgument for a device tensor or another dtype.
+Tensor convert(ConstTensorView value, DType dtype);
+
 }  // namespace flashomni

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/half.h"
 
 namespace flashomni {
 
@@ -138,6 +139,41 @@ Tensor Tensor::clone() const {
   Tensor copy = host(view_.dtype, view_.layout);
   std::memcpy(copy.view().data, view_.data, static_cast<std::size_t>(bytes()));
   return copy;
+}
+
+namespace {
+
+template <typename From, typename To>
+void copy_converted(ConstTensorView from, const From* source, To* to) {
+  const int last = from.rank() - 1;
+  const index_t width = last < 0 ? 1 : from.size(last), step = last < 0 ? 0 : from.stride(last);
+  const index_t rows = width ? from.layout.num_elements() / width : 0;
+  for (index_t row = 0; row < rows; ++row) {
+    index_t offset = 0, rest = row;
+    for (int axis = last - 1; axis >= 0; --axis) {
+      offset += rest % from.size(axis) * from.stride(axis);
+      rest /= from.size(axis);
+    }
+    for (index_t i = 0; i < width; ++i) {
+      *to++ = from_float<To>(to_float(source[offset + i * step]));
+    }
+  }
+}
+
+}  // namespace
+
+Tensor convert(ConstTensorView value, DType dtype) {
+  FO_CHECK(value.device.type == DeviceType::kCpu, "convert: only host tensors can be converted");
+  FO_CHECK(is_float(value.dtype) && is_float(dtype), "convert: from %s to %s, only f32, bf16, f16",
+           std::string(dtype_name(value.dtype)).c_str(), std::string(dtype_name(dtype)).c_str());
+  Tensor converted =
+      Tensor::host(dtype, Layout(std::span(value.layout.sizes.data(), value.layout.rank)));
+  dispatch_float(value.dtype, [&](auto from) {
+    dispatch_float(dtype, [&](auto to) {
+      copy_converted(value, value.as<decltype(from)>(), converted.as<decltype(to)>());
+    });
+  });
+  return converted;
 }
 
 }  // namespace flashomni

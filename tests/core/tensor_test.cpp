@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "flashomni/error.h"
 
 namespace flashomni {
@@ -30,6 +33,26 @@ TEST(Tensor, IsAlignedAndMovesWithoutCopying) {
   const Tensor moved = std::move(tensor);
   EXPECT_EQ(moved.view().data, data);
   EXPECT_FALSE(tensor);
+}
+
+TEST(Convert, RoundsAndPacksWhateverTheStrides) {
+  Tensor tensor = Tensor::host(DType::kF32, {2, 3});
+  const float values[] = {1, -2, 3.00390625f, 4, 5, 6};  // 3 + 2^-8: half way between two bf16
+  std::copy(std::begin(values), std::end(values), tensor.as<float>());
+  const Tensor column = convert(tensor.view().slice(1, 1, 3), DType::kBF16);
+  ASSERT_EQ(column.num_elements(), 4);
+  const std::uint16_t expected[] = {0xc000, 0x4040, 0x40a0, 0x40c0};  // -2, 3 (even), 5, 6
+  EXPECT_TRUE(std::equal(std::begin(expected), std::end(expected), column.as<std::uint16_t>()));
+  EXPECT_EQ(convert(column, DType::kF32).as<float>()[1], 3.0f);
+}
+
+TEST(Convert, RejectsIntegersAndDevices) {
+  const Tensor integers = Tensor::host_zeros(DType::kI32, {2});
+  EXPECT_THROW(convert(integers, DType::kF32), Error);
+  TensorView elsewhere = integers;
+  elsewhere.dtype = DType::kF32;
+  elsewhere.device.type = DeviceType::kCuda;
+  EXPECT_THROW(convert(elsewhere, DType::kF32), Error);
 }
 
 TEST(Layout, RejectsFiveAxesAndNegativeSizes) {

@@ -21,9 +21,9 @@ using testing::HasSubstr;
 
 class Png : public testing::Test {
  protected:
-  Png() : folder_(fs::path(testing::TempDir()) / testing::UnitTest::GetInstance()
-                                                     ->current_test_info()
-                                                     ->name()) {
+  Png()
+      : folder_(fs::path(testing::TempDir()) /
+                testing::UnitTest::GetInstance()->current_test_info()->name()) {
     fs::create_directories(folder_);
   }
   ~Png() override { fs::remove_all(folder_); }
@@ -60,8 +60,8 @@ TEST_F(Png, IsReadBackBitForBit) {
 TEST_F(Png, HoldsTextChunksBehindTheHeader) {
   write_png(folder_ / "a.png", gradient(2, 2), {{"parameters", "seed: 3"}});
   // length 18, type, keyword, zero, value; CRC-32 computed with zlib.
-  const std::string chunk = std::string("\0\0\0\x12tEXtparameters\0seed: 3", 26) +
-                            "\x57\x26\x37\xEF";
+  const std::string chunk =
+      std::string("\0\0\0\x12tEXtparameters\0seed: 3", 26) + "\x57\x26\x37\xEF";
   EXPECT_EQ(bytes_of(folder_ / "a.png").substr(33, chunk.size()), chunk);
 }
 

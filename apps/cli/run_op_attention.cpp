@@ -1,0 +1,96 @@
+// run_op_attention.cpp -- `run-op attention` and `run-op policy`.
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "commands.h"
+#include "flashomni/attention.h"
+#include "flashomni/policy.h"
+#include "op_call.h"
+
+namespace flashomni::cli {
+namespace {
+
+// What rows that are not computed hold when the caller gives no `out`.
+constexpr float kCanary = -7;
+
+int size(const Tensor& tensor, int axis) { return static_cast<int>(tensor.size(axis)); }
+
+TextPosition text_position(const OpCall& call) {
+  const std::string name = call.text("text_position", "none");
+  if (name == "none") return TextPosition::kNone;
+  if (name == "first") return TextPosition::kFirst;
+  if (name == "last") return TextPosition::kLast;
+  throw UsageError("run-op: --set text_position=" + name + " is not first, last or none");
+}
+
+// The blocks of a token axis of `num_tokens`, from the settings.
+BlockGrid make_grid(const OpCall& call, const char* block_name, int batch, int num_tokens,
+                    const std::vector<int>& lengths = {}) {
+  const auto segments =
+      make_segments(num_tokens, call.integer("text_tokens", 0), text_position(call));
+  return BlockGrid(call.integer(block_name, 128), batch, segments, lengths);
+}
+
+}  // namespace
+
+void run_attention(OpCall& call) {
+  const Tensor q = call.operand("q", 4), k = call.operand("k", 4), v = call.operand("v", 4);
+  const int batch = size(q, 0), num_heads = size(q, 2);
+  const auto symbols = SparseSymbols::from_masks(
+      make_grid(call, "block_q", batch, size(q, 1), call.lengths("seq_len")),
+      make_grid(call, "block_kv", batch, size(k, 1), call.lengths("kv_len")), num_heads,
+      call.mask("cache"), call.mask("skip"));
+  AttentionPlan plan;
+  call.backend().build_attention_plan(symbols, plan, {});
+
+  const double scale = call.number("scale", 1 / std::sqrt(static_cast<double>(q.size(3))));
+  Tensor out = call.initial("out", q.view().layout, call.dtype(), kCanary);
+  Tensor lse = call.filled({q.size(0), q.size(2), q.size(1)}, DType::kF32,
+                           std::numeric_limits<float>::quiet_NaN());
+  attention(call.backend(), plan, q, k, v, static_cast<float>(scale), out, lse);
+  call.backend().synchronize({});
+  call.save("out", std::move(out));
+  call.save("lse", std::move(lse));
+}
+
+void run_policy(OpCall& call) {
+  const Tensor q = call.operand("q", 4), k = call.operand("k", 4);
+  FlashOmniOptions options;
+  options.tau_q = call.number("tau_q", options.tau_q);
+  options.tau_kv = call.number("tau_kv", options.tau_kv);
+  options.keep_text_kv = call.integer("keep_text_kv", 1) != 0;
+  if (call.has_setting("sim_threshold")) options.sim_threshold = call.number("sim_threshold", 0);
+  const std::string scope = call.text("scope", "head");
+  if (scope != "head" && scope != "layer") {
+    throw UsageError("run-op: --set scope=" + scope + " is not head or layer");
+  }
+  options.scope = scope == "head" ? PolicyScope::kHead : PolicyScope::kLayer;
+
+  SparseSymbols symbols(make_grid(call, "block_q", size(q, 0), size(q, 1)),
+                        make_grid(call, "block_kv", size(k, 0), size(k, 1)), size(q, 2));
+  BlockScoreOptions measured;
+  measured.similarity = options.sim_threshold.has_value();
+  BlockScores scores;
+  call.backend().block_scores(q, k, symbols.q_grid(), symbols.kv_grid(), measured, scores, {});
+  const SelectionScores selection = select_flashomni(options, /*ramp=*/1, scores, symbols);
+
+  const index_t batch = q.size(0), heads = q.size(2);
+  const index_t q_blocks = symbols.q_grid().num_blocks(),
+                kv_blocks = symbols.kv_grid().num_blocks();
+  Tensor cache = Tensor::host(DType::kU8, {batch, heads, q_blocks});
+  Tensor skip = Tensor::host(DType::kU8, {batch, heads, q_blocks, kv_blocks});
+  symbols.to_masks({cache.as<std::uint8_t>(), static_cast<std::size_t>(cache.bytes())},
+                   {skip.as<std::uint8_t>(), static_cast<std::size_t>(skip.bytes())});
+  Tensor c = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
+  Tensor g = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
+  std::copy(selection.c.begin(), selection.c.end(), c.as<float>());
+  std::copy(selection.g.begin(), selection.g.end(), g.as<float>());
+  call.save("cache", std::move(cache));
+  call.save("skip", std::move(skip));
+  call.save("c_score", std::move(c));
+  call.save("g_score", std::move(g));
+}
+
+}  // namespace flashomni::cli

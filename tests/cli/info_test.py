@@ -1,0 +1,41 @@
+import subprocess
+import unittest
+
+from support import ROOT, TOOL, ToolTest, run
+
+
+class Info(ToolTest):
+    def test_json_says_what_there_is(self):
+        facts = self.run_json("info")
+        for key in ("version", "commit", "system", "cpu", "cpu_features", "backends", "policies",
+                    "compiler", "libraries"):
+            self.assertIn(key, facts)
+        self.assertIn("reference", [b["name"] for b in facts["backends"] if b["available"]])
+
+    def test_text_is_one_block_to_paste(self):
+        text = self.run_ok("info").stdout
+        self.assertTrue(text.startswith("flashomni "))
+        self.assertNotIn("\n\n", text)
+
+
+class MainProgram(ToolTest):
+    def test_bad_usage_is_one_sentence_and_exit_code_2(self):
+        self.assert_fails(2, "there is no subcommand 'paint'; there are", "paint")
+        self.assert_fails(2, "A subcommand is required")
+        self.assert_fails(2, "--nonsense", "info", "--nonsense")
+
+    def test_help_lists_every_subcommand(self):
+        text = self.run_ok("--help").stdout
+        for name in ("run-op", "info"):
+            self.assertIn(name, text)
+            self.run_ok(name, "--help")
+
+    def test_a_result_that_cannot_be_written_is_a_failure(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([TOOL, "info"], stdout=full, stderr=subprocess.PIPE, cwd=ROOT)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(run("info").returncode, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
