@@ -36,7 +36,7 @@ LAYERS = [
     ("src/io", "core io pipeline", ["core/", "io/"], ["nlohmann/", "stb/", "fcntl.h", "sys/",
                                                       "unistd.h"]),
     ("src/models", "core symbols backend engine io models", ["core/", "models/"], ["nlohmann/"]),
-    ("src/pipeline", "core symbols backend policy engine io models pipeline",
+    ("src/pipeline", "core symbols plan backend policy engine io models pipeline",
      ["core/", "io/", "models/", "pipeline/", "backend/metered.h"], ["nlohmann/"]),
 ]
 STANDARD = re.compile(r"[a-z_]+$")  # <vector>, <cstdint>: no slash, no suffix
