@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,11 @@ inline std::vector<BackendParam> backends_for(DType dtype) {
   std::vector<BackendParam> params;
   for (const BackendInfo& info : list_backends()) {
     if (!info.available) continue;
-    params.push_back({std::string(info.name), "", dtype});
+    if (info.name == "cpu") {
+      for (const std::string& set : cpu_kernel_sets()) params.push_back({"cpu", set, dtype});
+    } else {
+      params.push_back({std::string(info.name), "", dtype});
+    }
   }
   return params;
 }
@@ -41,14 +46,14 @@ inline std::vector<BackendParam> backends_and_dtypes() {
   return params;
 }
 
+inline std::ostream& operator<<(std::ostream& out, const BackendParam& param) {
+  out << param.backend << "_";
+  if (!param.kernels.empty()) out << param.kernels << "_";
+  return out << dtype_name(param.dtype);
+}
+
 inline std::string param_name(const testing::TestParamInfo<BackendParam>& info) {
-  std::string name = info.param.backend;
-  if (!info.param.kernels.empty()) name += "_" + info.param.kernels;
-  name += "_" + std::string(dtype_name(info.param.dtype));
-  for (char& c : name) {
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  }
-  return name;
+  return testing::PrintToString(info.param);
 }
 
 // A test of one backend with operands of one dtype.

@@ -57,9 +57,15 @@ HWY_INLINE void store(D, hn::Vec<D> value, BFloat16* to) {
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(i32, high)), d16, reinterpret_cast<std::uint16_t*>(to));
 }
 template <class D>
-HWY_INLINE void store(D, hn::Vec<D> value, Half* to) {
+HWY_INLINE void store([[maybe_unused]] D d, hn::Vec<D> value, Half* to) {
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR  // there Highway 1.0.3 truncates
+  float lanes[kLanes];
+  hn::StoreU(value, d, lanes);
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) to[i] = to_half(lanes[i]);
+#else
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, value), d16, reinterpret_cast<hwy::float16_t*>(to));
+#endif
 }
 
 // 2^x for x <= 127; 0 is returned as 2^-126 and below that. Adding 1.5 * 2^23 leaves round(x) in
