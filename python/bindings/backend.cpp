@@ -1,0 +1,75 @@
+// backend.cpp -- backends and packed weights.
+// SPDX-License-Identifier: Apache-2.0
+#include <nanobind/stl/string.h>
+#include <unistd.h>  // getpid
+
+#include "bindings.h"
+#include "flashomni/error.h"
+
+namespace flashomni::python {
+
+LockedBackend::LockedBackend(const std::string& name, int num_threads, int device_index)
+    : process_(getpid()) {
+  BackendOptions options;
+  options.num_threads = num_threads;
+  options.device_index = device_index;
+  backend_ = make_backend(name, options);
+}
+
+// The threads of a backend do not survive fork(): a forked child can neither use nor join them.
+LockedBackend::~LockedBackend() {
+  if (getpid() != process_) static_cast<void>(backend_.release());
+}
+
+void LockedBackend::check_process() const {
+  if (getpid() != process_) {
+    throw Error(ErrorCode::kUnsupported,
+                "backend: made before fork(), its threads do not exist in this process; make "
+                "another one here");
+  }
+}
+
+namespace {
+
+nb::list backends() {
+  nb::list infos;
+  for (const BackendInfo& info : list_backends()) {
+    infos.append(nb::make_tuple(std::string(info.name), info.available, info.detail));
+  }
+  return infos;
+}
+
+PackedWeight pack(LockedBackend& backend, const Array& weight, DType dtype, int column_group) {
+  return backend.run([&](Backend& b) { return b.pack_weight(weight.view, dtype, column_group); });
+}
+
+}  // namespace
+
+void bind_backend(nb::module_& module) {
+  nb::enum_<DType>(module, "DType")
+      .value("f32", DType::kF32)
+      .value("bf16", DType::kBF16)
+      .value("f16", DType::kF16);
+  module.def("list_backends", backends,
+             nb::sig("def list_backends() -> list[tuple[str, bool, str]]"),
+             "(name, available, detail) of every backend of this build.");
+  nb::class_<LockedBackend>(module, "Backend")
+      .def(nb::init<const std::string&, int, int>(), nb::arg("name"), nb::arg("num_threads") = 0,
+           nb::arg("device_index") = 0)
+      .def_prop_ro("name", [](const LockedBackend& b) { return std::string(b.backend().name()); })
+      .def_prop_ro("description", [](const LockedBackend& b) { return b.backend().description(); });
+  nb::class_<PackedWeight>(module, "Weight", "A weight matrix in a backend's own order.")
+      .def(
+          "__init__",
+          [](PackedWeight* self, LockedBackend& backend, const Array& weight, DType dtype,
+             int column_group) {
+            new (self) PackedWeight(pack(backend, weight, dtype, column_group));
+          },
+          nb::arg("backend"), nb::arg("weight"), nb::arg("dtype"), nb::arg("column_group"),
+          nb::keep_alive<1, 2>())
+      .def_ro("out_features", &PackedWeight::out_features)
+      .def_ro("in_features", &PackedWeight::in_features)
+      .def_ro("column_group", &PackedWeight::column_group);
+}
+
+}  // namespace flashomni::python

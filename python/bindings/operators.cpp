@@ -1,0 +1,162 @@
+// operators.cpp -- attention, the two projections, and the selection policy.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <vector>
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.h"
+#include "flashomni/attention.h"
+#include "flashomni/error.h"
+#include "flashomni/gemm.h"
+#include "flashomni/policy.h"
+
+namespace flashomni::python {
+namespace {
+
+void attention(LockedBackend& backend, const AttentionPlan& plan, const Array& q, const Array& k,
+               const Array& v, float scale, const Array& out, const Array* lse,
+               std::uintptr_t stream) {
+  backend.run([&](Backend& b) {
+    flashomni::attention(b, plan, q.view, k.view, v.view, scale, out.view, view_or_none(lse),
+                         stream_of(stream));
+  });
+}
+
+NormRope make_norm_rope(const Array* norm_weight, float eps, const Array* cos, const Array* sin) {
+  return {view_or_none(norm_weight), eps, view_or_none(cos), view_or_none(sin)};
+}
+
+void gemm_q(LockedBackend& backend, const GemmPlan& plan, const Array& x,
+            const PackedWeight& weight, const Array* bias, const NormRope& epilogue,
+            const Array& out, std::uintptr_t stream) {
+  backend.run([&](Backend& b) {
+    flashomni::gemm_q(b, plan, x.view, weight, view_or_none(bias), epilogue, out.view,
+                      stream_of(stream));
+  });
+}
+
+OutputProjection make_projection(const PackedWeight& weight, const Array* bias, const Array& o,
+                                 const Array* mlp, const Array& out) {
+  return {&weight, view_or_none(bias), o.view, view_or_none(mlp), out.view};
+}
+
+BiasCacheView make_bias_cache(const std::vector<const Array*>& terms, const Array& valid_order) {
+  if (terms.empty() || terms.size() > kMaxForecastOrder + 1) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "bias_cache has " + std::to_string(terms.size()) + " terms, allowed are 1 to 3");
+  }
+  BiasCacheView cache;
+  cache.order = static_cast<int>(terms.size()) - 1;
+  std::ranges::transform(terms, cache.terms, &view_or_none);
+  cache.valid_order = valid_order.view;
+  return cache;
+}
+
+void gemm_o_update(LockedBackend& backend, const GemmPlan& plan, const OutputProjection& projection,
+                   float steps_since_update, const BiasCacheView& cache, std::uintptr_t stream) {
+  backend.run([&](Backend& b) {
+    flashomni::gemm_o_update(b, plan, projection, steps_since_update, cache, stream_of(stream));
+  });
+}
+
+void gemm_o_dispatch(LockedBackend& backend, const GemmPlan& plan,
+                     const OutputProjection& projection, const std::vector<float>& coefficients,
+                     const BiasCacheView& cache, std::uintptr_t stream) {
+  backend.run([&](Backend& b) {
+    flashomni::gemm_o_dispatch(b, plan, projection, coefficients, cache, stream_of(stream));
+  });
+}
+
+// Caches and skips blocks of `symbols` by q and k; returns the scores C and G.
+nb::tuple policy(LockedBackend& backend, const FlashOmniOptions& options, const Array& q,
+                 const Array& k, SparseSymbols& symbols, std::uintptr_t stream) {
+  const SelectionScores scores = backend.run([&](Backend& b) {
+    BlockScores pooled;
+    b.block_scores(q.view, k.view, symbols.q_grid(), symbols.kv_grid(),
+                   {.similarity = options.sim_threshold.has_value(),
+                    .subtract_k_mean = options.subtract_k_mean,
+                    .log_count_bias = options.log_count_bias},
+                   pooled, stream_of(stream));
+    return select_flashomni(options, /*ramp=*/1, pooled, symbols);
+  });
+  return nb::make_tuple(scores.c, scores.g);
+}
+
+PolicyScope scope_of(const std::string& name) {
+  if (name == "head") return PolicyScope::kHead;
+  if (name == "layer") return PolicyScope::kLayer;
+  throw Error(ErrorCode::kInvalidArgument,
+              "policy: scope is '" + name + "', allowed are 'head' and 'layer'");
+}
+
+void bind_policy(nb::module_& module) {
+  nb::class_<FlashOmniOptions>(module, "FlashOmniOptions")
+      .def(nb::init<>())
+      .def_rw("tau_q", &FlashOmniOptions::tau_q)
+      .def_rw("tau_kv", &FlashOmniOptions::tau_kv)
+      .def_prop_rw(
+          "scope",
+          [](const FlashOmniOptions& o) {
+            return std::string(o.scope == PolicyScope::kHead ? "head" : "layer");
+          },
+          [](FlashOmniOptions& o, const std::string& name) { o.scope = scope_of(name); })
+      .def_rw("sim_threshold", &FlashOmniOptions::sim_threshold, nb::arg().none())
+      .def_rw("keep_text_kv", &FlashOmniOptions::keep_text_kv)
+      .def_rw("subtract_k_mean", &FlashOmniOptions::subtract_k_mean)
+      .def_rw("log_count_bias", &FlashOmniOptions::log_count_bias);
+  module.def("policy", policy, nb::arg("backend"), nb::arg("options"), nb::arg("q"), nb::arg("k"),
+             nb::arg("symbols"), nb::arg("stream"),
+             nb::sig("def policy(backend: Backend, options: FlashOmniOptions, q: Array, k: Array, "
+                     "symbols: SparseSymbols, stream: int) -> tuple[list[float], list[float]]"));
+}
+
+void bind_gemm_arguments(nb::module_& module) {
+  nb::class_<NormRope>(module, "NormRope")
+      .def(
+          "__init__",
+          [](NormRope* self, const Array* norm_weight, float eps, const Array* cos,
+             const Array* sin) { new (self) NormRope(make_norm_rope(norm_weight, eps, cos, sin)); },
+          nb::arg("norm_weight").none(), nb::arg("eps"), nb::arg("cos").none(),
+          nb::arg("sin").none(), nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>(),
+          nb::keep_alive<1, 5>());
+  nb::class_<OutputProjection>(module, "OutputProjection")
+      .def(
+          "__init__",
+          [](OutputProjection* self, const PackedWeight& weight, const Array* bias, const Array& o,
+             const Array* mlp, const Array& out) {
+            new (self) OutputProjection(make_projection(weight, bias, o, mlp, out));
+          },
+          nb::arg("weight"), nb::arg("bias").none(), nb::arg("o"), nb::arg("mlp").none(),
+          nb::arg("out"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());
+  nb::class_<BiasCacheView>(module, "BiasCacheView")
+      .def(
+          "__init__",
+          [](BiasCacheView* self, const std::vector<const Array*>& terms,
+             const Array& valid_order) {
+            new (self) BiasCacheView(make_bias_cache(terms, valid_order));
+          },
+          nb::arg("terms"), nb::arg("valid_order"));
+}
+
+}  // namespace
+
+void bind_operators(nb::module_& module) {
+  bind_gemm_arguments(module);
+  module.def("attention", attention, nb::arg("backend"), nb::arg("plan"), nb::arg("q"),
+             nb::arg("k"), nb::arg("v"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none(),
+             nb::arg("stream"));
+  module.def("gemm_q", gemm_q, nb::arg("backend"), nb::arg("plan"), nb::arg("x"), nb::arg("weight"),
+             nb::arg("bias").none(), nb::arg("epilogue"), nb::arg("out"), nb::arg("stream"));
+  module.def("gemm_o_update", gemm_o_update, nb::arg("backend"), nb::arg("plan"),
+             nb::arg("projection"), nb::arg("steps_since_update"), nb::arg("cache"),
+             nb::arg("stream"));
+  module.def("gemm_o_dispatch", gemm_o_dispatch, nb::arg("backend"), nb::arg("plan"),
+             nb::arg("projection"), nb::arg("coefficients"), nb::arg("cache"), nb::arg("stream"));
+  bind_policy(module);
+}
+
+}  // namespace flashomni::python
