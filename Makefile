@@ -2,6 +2,7 @@
 #   make          build the command-line tool and link it as ./flashomni
 #   make demo     the same, then a picture from a prompt, dense beside sparse: out/demo.png
 #   make test     build and run every test this machine can run
+#   make test-python   pip install the package into build/venv, run tests/python
 #   make bench    build the tool and the timing programs, measure, print a table
 #   make format   clang-format over the sources
 #   make install  install headers, library, tool and model (PREFIX=/usr/local)
@@ -12,7 +13,7 @@ PROMPT ?= a red apple on a wooden table in 3d style
 # The CUDA backend is built where there is both a compiler and a GPU to run it.
 CUDA := $(shell command -v nvcc >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo ON || echo OFF)
 
-.PHONY: build demo test bench format install clean
+.PHONY: build demo test test-python bench format install clean
 build:
 	@scripts/setup.sh build
 	cmake --preset demo -DFLASHOMNI_BUILD_CUDA=$(CUDA)
@@ -29,6 +30,15 @@ test:
 	cmake --build --preset cpu -j $(JOBS)
 	@ln -sfn build/cpu/flashomni flashomni
 	ctest --preset cpu -j $(JOBS)
+
+PIP := build/venv/bin/python -m pip --disable-pip-version-check
+test-python:
+	@scripts/setup.sh python
+	[ -x build/venv/bin/python ] || python3 -m venv build/venv
+	$(PIP) install -q -r python/requirements-test.txt
+	$(PIP) install -q . --config-settings=build-dir=build/python \
+		--config-settings=cmake.define.FLASHOMNI_BUILD_CUDA=$(CUDA)
+	build/venv/bin/python -m pytest -q -rs
 
 bench:
 	@scripts/setup.sh bench

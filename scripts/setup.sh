@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sees to the Debian packages that a job needs: setup.sh build|test|bench|ci
+# Sees to the Debian packages that a job needs: setup.sh build|test|python|bench|ci
 # Installs what is missing when run as root; otherwise prints the one line to run and stops.
 set -euo pipefail
 
@@ -7,9 +7,11 @@ packages=(cmake ninja-build g++ pkg-config libhwy-dev nlohmann-json3-dev libcli1
 case "${1:-build}" in
   build) ;;
   test) packages+=(libgtest-dev libgmock-dev python3 git) ;;
+  python) packages+=(python3-dev python3-venv) ;;
   bench) packages+=(libbenchmark-dev) ;;
-  ci) packages+=(libgtest-dev libgmock-dev python3 git libbenchmark-dev clang-format) ;;
-  *) echo "setup.sh: unknown job '$1', expected build, test, bench or ci" >&2; exit 2 ;;
+  ci) packages+=(libgtest-dev libgmock-dev python3 git libbenchmark-dev clang-format
+                 python3-dev python3-venv) ;;
+  *) echo "setup.sh: unknown job '$1', expected build, test, python, bench or ci" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null; then
