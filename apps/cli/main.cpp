@@ -37,8 +37,9 @@ int main(int argc, char** argv) {
       "Progress goes to stderr, results to stdout."};
   app.set_version_flag("--version", std::string("flashomni ") + kVersion + " (" + kCommit + ")");
   app.require_subcommand(1);
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   Command run;
-  for (const auto add : {add_run_op, add_info}) add(app, run);
+  for (const auto add : {add_generate, add_compare, add_run_op, add_info}) add(app, run);
   try {
     if (argc > 1) check_subcommand(app, argv[1]);
     app.parse(argc, argv);

@@ -122,7 +122,9 @@ void add_run_op(CLI::App& app, Command& selected) {
       ->required();
   command->add_option("--input", options->input, "safetensors file with the operands")->required();
   command->add_option("--output", options->output, "safetensors file to write")->required();
-  command->add_option("--set", options->set, "settings: name=value,...")->delimiter(',');
+  command->add_option("--set", options->set, "settings: name=value,...")
+      ->delimiter(',')
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_backend_options(*command, options->backend);
   command->add_flag("--json", options->json, "one JSON object on stdout");
   command->callback([&selected, options] { selected = [options] { run(*options); }; });

@@ -103,14 +103,19 @@ class ToolTest(unittest.TestCase):
     def run_json(self, *arguments, **options):
         return json.loads(self.run_ok(*arguments, "--json", **options).stdout)
 
-    def assert_fails(self, code, sentence, *arguments):
-        """The tool ends with `code` and one line on stderr that contains `sentence`."""
+    def run_fails(self, code, *arguments):
+        """The tool ends with `code`, nothing on stdout and one sentence at the end of stderr."""
         done = run(*arguments)
         self.assertEqual(done.returncode, code, done.stderr)
-        self.assertIn(sentence, done.stderr)
         self.assertEqual(done.stdout, "")
-        self.assertTrue(done.stderr.startswith("flashomni: "), done.stderr)
-        self.assertEqual(done.stderr.strip().count("\n"), 0, done.stderr)
+        self.assertTrue(done.stderr.splitlines()[-1].startswith("flashomni: "), done.stderr)
+        return done.stderr
+
+    def assert_fails(self, code, sentence, *arguments):
+        """The same, and the sentence, which holds `sentence`, is all there is on stderr."""
+        text = self.run_fails(code, *arguments)
+        self.assertIn(sentence, text)
+        self.assertEqual(len(text.splitlines()), 1, text)
 
     def assert_close(self, actual, expected, tolerance):
         self.assertEqual(len(actual), len(expected))

@@ -1,0 +1,59 @@
+// generation.h -- what `generate` and `compare` share: arguments, loading, one run, its record.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "backend_options.h"
+#include "flashomni/pipeline.h"
+#include "sparsity.h"
+
+namespace flashomni::cli {
+
+struct GenerationArguments {
+  std::string prompt, model, dtype = "auto", out;
+  std::optional<int> width, height, steps;  // absent: the model's default
+  std::optional<double> cfg, guidance;
+  std::uint64_t seed = 0;
+  BackendChoice backend;
+  SparsityArguments sparsity;
+  bool json = false, verbose = false;
+};
+
+void add_generation_options(CLI::App& command, GenerationArguments& arguments);
+
+// A loaded model and what to draw with it.
+struct Session {
+  Pipeline pipeline;
+  std::filesystem::path model;
+  DType dtype;
+  GenerateRequest request;
+};
+// Says on stderr what it loads. Throws UsageError if there is no model, or no folder to write to.
+Session open_session(const GenerationArguments& arguments);
+
+// One forward pass of the request's size, so that the next times are those of a warm program.
+void warm_up(Session& session);
+// Draws with a progress bar named `label`. Here and in warm_up,
+// a request that the model cannot draw is a UsageError.
+GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label);
+
+// The record of a run, as `generate --json` prints it.
+nlohmann::ordered_json to_json(const Session& session, const Sparsity& sparsity,
+                               const GenerateResult& result, const std::string& out);
+// Prompt and settings in one text, for the picture's `parameters` chunk.
+std::string parameters_text(const Session& session, const Sparsity& sparsity);
+
+// Sentences for people, on stdout: what was left out and what ran otherwise than asked for.
+void print_sparsity(const Sparsity& sparsity, const GenerateResult& result);
+// Where the time went, on stdout.
+void print_op_times(const GenerateResult& result);
+// Seconds of attention and all matrix products over the denoising time.
+double kernel_share(const GenerateResult& result);
+
+}  // namespace flashomni::cli

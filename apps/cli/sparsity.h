@@ -1,0 +1,45 @@
+// sparsity.h -- which policy and schedule a generation runs with: presets and single flags.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "flashomni/engine.h"
+#include "flashomni/policy.h"
+
+namespace CLI {
+class App;
+}
+
+namespace flashomni::cli {
+
+struct SparsityArguments {
+  std::string preset = "balanced";
+  std::map<std::string, std::string> flags;  // as given, without the dashes
+  bool strict = false;
+};
+
+// Adds --preset, --strict, --sparsity-policy, the options of the engine and those of every policy.
+void add_sparsity_options(CLI::App& command, SparsityArguments& arguments);
+
+// A preset with the single flags laid over it.
+struct Sparsity {
+  std::string preset;  // as given; "off" is dense
+  std::string policy = "dense";
+  PolicyOptions policy_options;
+  EngineOptions engine;
+};
+
+// Throws UsageError for an unknown preset, option or value.
+Sparsity resolve_sparsity(const SparsityArguments& arguments);
+Sparsity dense_sparsity();
+
+// `backend` outlives the engine.
+std::unique_ptr<Engine> make_engine(Backend& backend, const Sparsity& sparsity);
+
+// "warmup 4, interval 3, order 1, ... tau-q 0.8" for people.
+std::string describe_options(const Sparsity& sparsity);
+
+}  // namespace flashomni::cli
