@@ -1,7 +1,7 @@
 // A dispatch step allocates nothing: counted over every operator new of the process.
 #include <gtest/gtest.h>
 
-#include "count_allocations.h"
+#include "allocation_counter.h"
 #include "idle_backend.h"
 #include "oracle.h"
 

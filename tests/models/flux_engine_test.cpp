@@ -6,8 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "allocation_counter.h"
 #include "backends.h"
-#include "count_allocations.h"
+
 #include "flashomni/policy.h"
 #include "flux_fixture.h"
 
@@ -217,10 +218,9 @@ class FluxAllocations : public FluxEngine {
       for (int branch = 0; branch < kBranches; ++branch) {
         const FluxInput input = inputs.at(step, kSteps, branch);
         engine.begin_step(step, branch);
-        const long before = test::allocations;
+        const long before = allocations;
         model_->forward(engine, input, out);
-        if (step > 0)
-          counts[static_cast<int>(engine.step_kind(step))] += test::allocations - before;
+        if (step > 0) counts[static_cast<int>(engine.step_kind(step))] += allocations - before;
       }
     }
     return counts;
