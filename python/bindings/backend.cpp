@@ -1,35 +1,20 @@
 // backend.cpp -- backends and packed weights.
 // SPDX-License-Identifier: Apache-2.0
 #include <nanobind/stl/string.h>
-#include <unistd.h>  // getpid
+#include <nanobind/stl/vector.h>
 
 #include "bindings.h"
-#include "flashomni/error.h"
 
 namespace flashomni::python {
 
-LockedBackend::LockedBackend(const std::string& name, int num_threads, int device_index)
-    : process_(getpid()) {
+namespace {
+
+std::unique_ptr<Backend> make(const std::string& name, int num_threads, int device_index) {
   BackendOptions options;
   options.num_threads = num_threads;
   options.device_index = device_index;
-  backend_ = make_backend(name, options);
+  return make_backend(name, options);
 }
-
-// The threads of a backend do not survive fork(): a forked child can neither use nor join them.
-LockedBackend::~LockedBackend() {
-  if (getpid() != process_) static_cast<void>(backend_.release());
-}
-
-void LockedBackend::check_process() const {
-  if (getpid() != process_) {
-    throw Error(ErrorCode::kUnsupported,
-                "backend: made before fork(), its threads do not exist in this process; make "
-                "another one here");
-  }
-}
-
-namespace {
 
 nb::list backends() {
   nb::list infos;
@@ -53,11 +38,18 @@ void bind_backend(nb::module_& module) {
   module.def("list_backends", backends,
              nb::sig("def list_backends() -> list[tuple[str, bool, str]]"),
              "(name, available, detail) of every backend of this build.");
+  module.def("cpu_kernel_sets", cpu_kernel_sets,
+             "The kernel sets of the cpu backend that run on this machine, best last.");
   nb::class_<LockedBackend>(module, "Backend")
-      .def(nb::init<const std::string&, int, int>(), nb::arg("name"), nb::arg("num_threads") = 0,
-           nb::arg("device_index") = 0)
-      .def_prop_ro("name", [](const LockedBackend& b) { return std::string(b.backend().name()); })
-      .def_prop_ro("description", [](const LockedBackend& b) { return b.backend().description(); });
+      .def(
+          "__init__",
+          [](LockedBackend* self, const std::string& name, int num_threads, int device_index) {
+            new (self) LockedBackend(make(name, num_threads, device_index));
+          },
+          nb::arg("name"), nb::arg("num_threads") = 0, nb::arg("device_index") = 0)
+      .def_prop_ro("name", [](const LockedBackend& b) { return std::string(b.constant().name()); })
+      .def_prop_ro("description",
+                   [](const LockedBackend& b) { return b.constant().description(); });
   nb::class_<PackedWeight>(module, "Weight", "A weight matrix in a backend's own order.")
       .def(
           "__init__",

@@ -4,13 +4,14 @@
 
 #include <memory>
 #include <mutex>
-#include <string>
+#include <utility>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <sys/types.h>  // pid_t
+#include <unistd.h>  // getpid
 
 #include "flashomni/backend.h"
+#include "flashomni/error.h"
 #include "flashomni/tensor.h"
 
 namespace flashomni::python {
@@ -26,30 +27,38 @@ struct Array {
 // Python's None for an optional array arrives as nullptr.
 inline TensorView view_or_none(const Array* array) { return array ? array->view : TensorView{}; }
 
-// A Backend that any thread may call: one computes, the others wait. See
+// A Backend or Pipeline that any thread may call: one computes, the others wait. See
 // docs/decisions/0004-python-default-backends.md.
-class LockedBackend {
+template <typename T>
+class Locked {
  public:
-  LockedBackend(const std::string& name, int num_threads, int device_index);
-  ~LockedBackend();
+  explicit Locked(std::unique_ptr<T> object) : object_(std::move(object)), process_(getpid()) {}
+  // Threads do not survive fork(): a forked child can neither use nor join them.
+  ~Locked() {
+    if (getpid() != process_) static_cast<void>(object_.release());
+  }
 
-  // Calls function(backend) without the GIL.
+  // Calls function(object) without the GIL.
   template <typename Function>
   auto run(Function&& function) {
-    check_process();
+    if (getpid() != process_) {
+      throw Error(ErrorCode::kUnsupported,
+                  "backend: made before fork(), its threads do not exist in this process; make "
+                  "another one here");
+    }
     nb::gil_scoped_release no_gil;
     const std::lock_guard lock(mutex_);
-    return function(*backend_);
+    return function(*object_);
   }
-  const Backend& backend() const { return *backend_; }
+  // For what never changes: names, defaults.
+  const T& constant() const { return *object_; }
 
  private:
-  void check_process() const;  // throws kUnsupported in a process forked after construction
-
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<T> object_;
   std::mutex mutex_;
   pid_t process_;
 };
+using LockedBackend = Locked<Backend>;
 
 // The CUDA stream that Python code knows as an integer; 0 is the default stream.
 inline Stream stream_of(std::uintptr_t handle) { return {reinterpret_cast<void*>(handle)}; }
@@ -58,5 +67,6 @@ void bind_arrays(nb::module_& module);
 void bind_backend(nb::module_& module);
 void bind_symbols(nb::module_& module);
 void bind_operators(nb::module_& module);
+void bind_pipeline(nb::module_& module);
 
 }  // namespace flashomni::python

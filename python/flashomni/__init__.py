@@ -13,6 +13,7 @@ from ._attention import attention
 from ._backend import Backend, BackendInfo, backends
 from ._core import SymbolStats, __version__
 from ._gemm import BiasCache, Weight, gemm_o_dispatch, gemm_o_update, gemm_q
+from ._generate import Pipeline, generate
 from ._policy import PolicyResult, policy
 from ._symbols import OfficialSymbols, Symbols
 
@@ -21,6 +22,7 @@ __all__ = [
     "BackendInfo",
     "BiasCache",
     "OfficialSymbols",
+    "Pipeline",
     "PolicyResult",
     "SymbolStats",
     "Symbols",
@@ -31,5 +33,6 @@ __all__ = [
     "gemm_o_dispatch",
     "gemm_o_update",
     "gemm_q",
+    "generate",
     "policy",
 ]
