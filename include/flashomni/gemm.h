@@ -1,7 +1,8 @@
 // gemm.h -- the two sparse projections around attention: GEMM-Q and GEMM-O.
 //
 // All functions enqueue on `stream` (CPU backends compute before returning), allocate nothing that
-// is proportional to the work, and throw Error(kInvalidArgument) naming the offending argument.
+// is proportional to the work, and throw Error(kInvalidArgument) naming the offending argument, or
+// Error(kUnsupported) if the backend has no kernel for (dtype, head_dim).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

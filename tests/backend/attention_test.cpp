@@ -1,4 +1,6 @@
 // What attention.h promises, on every backend: values.
+#include "flashomni/error.h"
+
 #include "attention_case.h"
 
 namespace flashomni {
@@ -25,6 +27,17 @@ class Attention : public test::BackendTest {
 TEST_P(Attention, MatchesTheOracleAtEveryHeadDim) {
   for (const int head_dim : {8, 24, 64, 128}) {
     expect_shape_works({1, 2, 2, head_dim, {130}, {130}}, Pattern::kRandom);
+  }
+}
+
+TEST_P(Attention, RefusesAHeadDimThatItHasNoKernelFor) {
+  for (const int head_dim : {1, 2, 3, 4, 5, 7, 12, 20, 33, 100}) {
+    try {
+      expect_shape_works({1, 2, 2, head_dim, {40, 32}, {40, 32}}, Pattern::kRandom);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << error.what();
+      EXPECT_NE(head_dim % 8, 0) << error.what();
+    }
   }
 }
 

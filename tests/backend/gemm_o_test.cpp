@@ -1,4 +1,6 @@
 // What gemm.h promises of GEMM-O, on every backend.
+#include "flashomni/error.h"
+
 #include "output_case.h"
 
 namespace flashomni {
@@ -41,6 +43,17 @@ TEST_P(GemmO, UpdateIsTheDenseProjectionAndDispatchAddsLiveHeadsToTheCache) {
 TEST_P(GemmO, WorksAtEveryHeadDim) {
   for (const int head_dim : {8, 24, 64, 128}) {
     expect_update_and_dispatch_work(symbols(Pattern::kRandom), {0, 100}, {head_dim});
+  }
+}
+
+TEST_P(GemmO, RefusesAHeadDimThatItHasNoKernelFor) {
+  for (const int head_dim : {1, 2, 3, 4, 5, 7, 12, 20, 33, 100}) {
+    try {
+      expect_update_and_dispatch_work(symbols(Pattern::kRandom), {0, 100}, {head_dim, 40, 7});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << error.what();
+      EXPECT_NE(head_dim % 8, 0) << error.what();
+    }
   }
 }
 

@@ -1,4 +1,6 @@
 // What gemm.h promises of GEMM-Q, on every backend.
+#include "flashomni/error.h"
+
 #include "gemm_case.h"
 
 namespace flashomni {
@@ -48,6 +50,17 @@ TEST_P(GemmQ, WorksAtEveryHeadDimAndWidth) {
   }
   for (const int in : {1, 7, 33, 130}) {
     expect_works(whole_sequence(2, 24, in, {40, 32}, Pattern::kRandom));
+  }
+}
+
+TEST_P(GemmQ, RefusesAHeadDimThatItHasNoKernelFor) {
+  for (const int head_dim : {1, 2, 3, 4, 5, 7, 12, 20, 33, 100}) {
+    try {
+      expect_works(whole_sequence(3, head_dim, 41, {40, 32}, Pattern::kRandom));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported) << error.what();
+      EXPECT_NE(head_dim % 8, 0) << error.what();
+    }
   }
 }
 

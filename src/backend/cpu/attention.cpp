@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/check.h"
+
 namespace flashomni::cpu {
 namespace {
 
@@ -119,6 +121,10 @@ int make_runs(const AttentionPlan& plan, const AttentionItem& item, int granule,
 
 void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                ConstTensorView v, float scale, TensorView out, TensorView lse) {
+  if (q.size(3) % 8 != 0) {
+    FO_FAIL(kUnsupported, "attention: head_dim is %lld, the cpu backend takes multiples of 8",
+            static_cast<long long>(q.size(3)));
+  }
   const ProductKernels& kernels = context.products(q.dtype);
   const HeadTensor queries = as_head_tensor(context, q, kernels.operand, context.operands[0]);
   const HeadTensor keys = as_head_tensor(context, k, kernels.operand, context.operands[1]);

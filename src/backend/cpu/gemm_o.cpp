@@ -2,6 +2,7 @@
 // the bias (update) or at the forecast of the bias cache (dispatch).
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/panels.h"
+#include "core/check.h"
 
 namespace flashomni::cpu {
 namespace {
@@ -34,6 +35,10 @@ class Projection {
         out_(projection.out),
         o_(as_operand(context, projection.o, kernels_, context.operands[0])),
         head_dim_(projection.o.size(2) / plan.num_heads) {
+    if (kernels_.operand == DType::kBF16 && head_dim_ % 2 != 0) {
+      FO_FAIL(kUnsupported, "gemm_o: head_dim is %lld, the bf16 kernels take even ones",
+              static_cast<long long>(head_dim_));
+    }
     if (projection.mlp) {
       mlp_ = as_operand(context, projection.mlp, kernels_, context.operands[1]);
       mlp_depth_ = whole_depth(kernels_, projection.mlp.size(2));
