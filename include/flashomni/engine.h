@@ -45,6 +45,7 @@ std::vector<StepKind> classify_steps(int num_steps, int warmup, int interval);
 std::vector<float> forecast_coefficients(ForecastKind kind, int order, int k, int interval);
 
 // Weights of one token stream of a joint attention layer; pointers live as long as the model.
+// q, k and v are packed with column_group = head_dim.
 struct StreamWeights {
   const PackedWeight *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
   ConstTensorView q_bias, k_bias, v_bias, out_bias;  // f32 or {}

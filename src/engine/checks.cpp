@@ -35,6 +35,17 @@ void check_weight(const char* what, std::size_t stream, const PackedWeight* weig
            static_cast<long long>(in_features));
 }
 
+// Q, K and V are projected head by head.
+void check_head_weight(const char* what, std::size_t stream, const PackedWeight* weight,
+                       const SequenceShape& shape, index_t in_features) {
+  check_weight(what, stream, weight, static_cast<index_t>(shape.num_heads) * shape.head_dim,
+               in_features);
+  FO_CHECK(
+      weight->column_group == shape.head_dim,
+      "attend: %s weight of stream %zu is packed with column_group %d, must be the head_dim %d",
+      what, stream, weight->column_group, shape.head_dim);
+}
+
 void check_stream(const SequenceShape& shape, std::size_t i, const AttentionStream& stream) {
   FO_CHECK(stream.weights != nullptr, "attend: stream %zu has no weights", i);
   const index_t inner_dim = static_cast<index_t>(shape.num_heads) * shape.head_dim;
@@ -43,9 +54,9 @@ void check_stream(const SequenceShape& shape, std::size_t i, const AttentionStre
   check_matrix("x", i, stream.x, stream.num_tokens, in_features, shape.dtype);
   check_matrix("out", i, stream.out, stream.num_tokens, shape.hidden_dim, stream.out.dtype);
   if (stream.mlp) check_matrix("mlp", i, stream.mlp, stream.num_tokens, mlp_dim, shape.dtype);
-  check_weight("q", i, stream.weights->q, inner_dim, in_features);
-  check_weight("k", i, stream.weights->k, inner_dim, in_features);
-  check_weight("v", i, stream.weights->v, inner_dim, in_features);
+  check_head_weight("q", i, stream.weights->q, shape, in_features);
+  check_head_weight("k", i, stream.weights->k, shape, in_features);
+  check_head_weight("v", i, stream.weights->v, shape, in_features);
   check_weight("out", i, stream.weights->out, shape.hidden_dim, inner_dim + mlp_dim);
 }
 

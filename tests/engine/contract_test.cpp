@@ -165,6 +165,11 @@ TEST_F(StreamContract, RejectsWeightsThatDoNotFit) {
             "attend: out weight of stream 0 is [16, 16], must be [16, 28]");
   EXPECT_EQ(error([](auto&, auto& weights, auto&) { weights.q = weights.out; }),
             "attend: q weight of stream 0 is [16, 28], must be [16, 16]");
+  EXPECT_EQ(error([](auto&, auto& weights, auto&) {
+              static const PackedWeight kUngrouped{{}, kHidden, kHidden, DType::kF32, 0};
+              weights.v = &kUngrouped;
+            }),
+            "attend: v weight of stream 0 is packed with column_group 0, must be the head_dim 8");
 }
 
 TEST_F(EngineContractOf, WantsTheStreamsOfTheUpdateOnDispatch) {
