@@ -89,6 +89,10 @@ Array make_array(const std::string& name, nb::handle object, bool writable, bool
   return {std::move(owner), TensorView(data, dtype, layout, device)};
 }
 
+std::string name_of(Device device) {
+  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 nb::tuple shape_of(const Array& array) {
   nb::list sizes;
   for (int axis = 0; axis < array.view.rank(); ++axis) sizes.append(array.view.size(axis));
@@ -96,6 +100,11 @@ nb::tuple shape_of(const Array& array) {
 }
 
 }  // namespace
+
+void check_device(const char* name, ConstTensorView tensor, const Backend& backend) {
+  if (tensor.device == backend.device()) return;
+  reject(name, "is on " + name_of(tensor.device) + ", expected " + name_of(backend.device()));
+}
 
 void bind_arrays(nb::module_& module) {
   nb::class_<Array>(module, "Array", "A DLPack array seen without a copy.")

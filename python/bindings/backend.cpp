@@ -24,8 +24,20 @@ nb::list backends() {
   return infos;
 }
 
-PackedWeight pack(LockedBackend& backend, const Array& weight, DType dtype, int column_group) {
-  return backend.run([&](Backend& b) { return b.pack_weight(weight.view, dtype, column_group); });
+// Backends pack from host memory; a weight on the backend's device is fetched first.
+PackedWeight pack(Backend& backend, ConstTensorView weight, DType dtype, int column_group,
+                  Stream stream) {
+  if (weight.device.type == DeviceType::kCpu) {
+    return backend.pack_weight(weight, dtype, column_group);
+  }
+  check_device("pack: w", weight, backend);
+  if (!weight.layout.is_contiguous()) {
+    throw Error(ErrorCode::kInvalidArgument, "pack: w must be contiguous on a GPU");
+  }
+  const Tensor host = Tensor::host(weight.dtype, weight.layout);
+  backend.copy(weight, host, stream);
+  backend.synchronize(stream);
+  return backend.pack_weight(host, dtype, column_group);
 }
 
 }  // namespace
@@ -54,11 +66,13 @@ void bind_backend(nb::module_& module) {
       .def(
           "__init__",
           [](PackedWeight* self, LockedBackend& backend, const Array& weight, DType dtype,
-             int column_group) {
-            new (self) PackedWeight(pack(backend, weight, dtype, column_group));
+             int column_group, std::uintptr_t stream) {
+            new (self) PackedWeight(backend.run([&](Backend& b) {
+              return pack(b, weight.view, dtype, column_group, stream_of(stream));
+            }));
           },
           nb::arg("backend"), nb::arg("weight"), nb::arg("dtype"), nb::arg("column_group"),
-          nb::keep_alive<1, 2>())
+          nb::arg("stream"), nb::keep_alive<1, 2>())
       .def_ro("out_features", &PackedWeight::out_features)
       .def_ro("in_features", &PackedWeight::in_features)
       .def_ro("column_group", &PackedWeight::column_group);

@@ -24,6 +24,10 @@ struct Array {
   TensorView view;
 };
 
+// Throws kInvalidArgument unless `tensor` lies where `backend` computes: for the backend's
+// functions that have no checked entrance.
+void check_device(const char* name, ConstTensorView tensor, const Backend& backend);
+
 // Python's None for an optional array arrives as nullptr.
 inline TensorView view_or_none(const Array* array) { return array ? array->view : TensorView{}; }
 

@@ -70,10 +70,21 @@ void gemm_o_dispatch(LockedBackend& backend, const GemmPlan& plan,
   });
 }
 
+void check_pooled(const char* name, ConstTensorView tensor, const Backend& backend) {
+  check_device(name, tensor, backend);
+  if (tensor.size(3) > 1 && tensor.stride(3) != 1) {
+    throw Error(ErrorCode::kInvalidArgument, std::string(name) + " has stride " +
+                                                 std::to_string(tensor.stride(3)) +
+                                                 " in its last axis, expected 1");
+  }
+}
+
 // Caches and skips blocks of `symbols` by q and k; returns the scores C and G.
 nb::tuple policy(LockedBackend& backend, const FlashOmniOptions& options, const Array& q,
                  const Array& k, SparseSymbols& symbols, std::uintptr_t stream) {
   const SelectionScores scores = backend.run([&](Backend& b) {
+    check_pooled("policy: q", q.view, b);
+    check_pooled("policy: k", k.view, b);
     BlockScores pooled;
     b.block_scores(q.view, k.view, symbols.q_grid(), symbols.kv_grid(),
                    {.similarity = options.sim_threshold.has_value(),

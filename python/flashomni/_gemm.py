@@ -53,7 +53,8 @@ def _pack(call: Call, w: _core.Array, num_heads: int | None, dtype: str) -> _cor
             f"{call.op}: w has {out_features} output features, no multiple of {num_heads} heads"
         )
     column_group = 0 if num_heads is None else out_features // num_heads
-    return _core.Weight(call.backend._core, w, getattr(_core.DType, dtype), column_group)
+    dtype_code = getattr(_core.DType, dtype)
+    return _core.Weight(call.backend._core, w, dtype_code, column_group, call.stream)
 
 
 def _packed(call: Call, w: Any, num_heads: int | None) -> _core.Weight:

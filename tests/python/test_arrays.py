@@ -152,6 +152,10 @@ def test_cuda_arrays_without_a_cuda_backend(rng):
         fo.attention(OnCuda(q), k, v)
     with pytest.raises(ValueError, match="attention: k is on cuda:0, expected cpu"):
         fo.attention(q, OnCuda(k), v)
+    with pytest.raises(ValueError, match="policy: k is on cuda:0, expected cpu"):
+        fo.policy(q, OnCuda(k))
+    with pytest.raises(ValueError, match="w is on cuda:0, expected cpu"):
+        fo.gemm_q(q[0], OnCuda(k[0, 0]))
 
 
 class GuardedPage:

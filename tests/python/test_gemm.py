@@ -66,6 +66,14 @@ def test_gemm_q_without_symbols(backend, rng):
     expect_close(out, expected, gemm_tolerance(case.x, case.w_q, "float32"))
 
 
+def test_weights_of_any_strides(backend, rng):
+    x, w = rng.standard_normal((1, 100, 64), np.float32), rng.standard_normal((64, 192), np.float32)
+    for strided in (w.T, w[:, ::2].T, w.T[::-1]):
+        copied = np.ascontiguousarray(strided)
+        expected = fo.gemm_q(x, copied, backend=backend)
+        np.testing.assert_array_equal(fo.gemm_q(x, strided, backend=backend), expected)
+
+
 def test_gemm_q_of_a_part_of_the_sequence(backend, rng):
     """Text last: image rows alone, text rows alone, and all rows see the same symbols."""
     case = Case(rng, rows=230)

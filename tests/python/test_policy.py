@@ -137,6 +137,9 @@ def test_errors():
     q = np.zeros((1, 100, 4, 64), np.float32)
     with pytest.raises(ValueError, match=r"policy: k is \[1, 100, 3, 64\], need"):
         fo.policy(q, q[:, :, :3])
+    strided = np.zeros((1, 100, 4, 128), np.float32)[..., ::2]
+    with pytest.raises(ValueError, match="policy: k has stride 2 in its last axis, expected 1"):
+        fo.policy(q, strided)
     with pytest.raises(ValueError, match="policy: scope is 'row', allowed are 'head' and 'layer'"):
         fo.policy(q, q, scope="row")
     with pytest.raises(ValueError, match="policy: k is f16, expected f32"):
