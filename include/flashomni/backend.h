@@ -173,6 +173,10 @@ struct BackendInfo {
 //   avx512_bf16    as avx512, with bf16 products by vdpbf16ps
 //   amx_bf16       as avx512, with bf16 products by AMX tiles
 std::vector<std::string> cpu_kernel_sets();
+// GFLOP/s of the multiply instruction that a kernel set ("auto" or one of the above) uses for
+// operands of `dtype`, on registers alone and `num_threads` threads: what a kernel that never
+// waited would reach. Takes 0.1 s.
+double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads);
 
 // `name` is "auto" (best available), or a name from list_backends().
 // Throws kInvalidArgument for an unknown name, kUnsupported if it cannot run on this machine.

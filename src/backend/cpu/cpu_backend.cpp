@@ -1,7 +1,9 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
-#include <optional>
 
 #include "backend/cpu/attention.h"
 #include "backend/cpu/block_scores.h"
@@ -26,6 +28,10 @@ constexpr KernelSet kKernelSets[] = {
     {"portable", cpu::SimdTarget::kPortable, nullptr, [] { return true; }, "widened to f32"},
     {"avx2", cpu::SimdTarget::kAvx2, nullptr, cpu::has_avx2, "widened to f32"},
     {"avx512", cpu::SimdTarget::kAvx512, nullptr, cpu::has_avx512, "widened to f32"},
+    {"avx512_bf16", cpu::SimdTarget::kAvx512, cpu::avx512_bf16_products, cpu::has_avx512_bf16,
+     "by vdpbf16ps"},
+    {"amx_bf16", cpu::SimdTarget::kAvx512, cpu::amx_bf16_products, cpu::enable_amx_bf16,
+     "by AMX tiles"},
 };
 
 bool is_usable(const KernelSet& set) { return set.is_usable(); }
@@ -61,6 +67,7 @@ class CpuBackend final : public Backend {
     context_.f32.operand = DType::kF32;
     context_.f32.panel = cpu::f32_panel(set.target);
     context_.f32.attention = cpu::f32_attention(set.target);
+    context_.f32.peak_loop = cpu::f32_peak_loop(set.target);
     if (set.bf16) context_.bf16 = set.bf16();
   }
 
@@ -147,6 +154,24 @@ std::vector<std::string> cpu_kernel_sets() {
     if (is_usable(set)) names.emplace_back(set.name);
   }
   return names;
+}
+
+double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads) {
+  const KernelSet& set = find_kernel_set(kernel_set);
+  const cpu::PeakLoop loop =
+      dtype == DType::kBF16 && set.bf16 ? set.bf16()->peak_loop : cpu::f32_peak_loop(set.target);
+  cpu::ThreadPool pool(num_threads, nullptr);
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 20000;  // below a millisecond: the best of many dodges interruptions
+  double best = 0;
+  for (const auto end = Clock::now() + std::chrono::milliseconds(100); Clock::now() < end;) {
+    std::atomic<double> operations = 0;
+    const auto start = Clock::now();
+    pool.parallel_for(pool.num_threads(), [&](index_t, int) { operations += loop(kRounds); });
+    const std::chrono::duration<double> seconds = Clock::now() - start;
+    best = std::max(best, operations / seconds.count() * 1e-9);
+  }
+  return best;
 }
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {

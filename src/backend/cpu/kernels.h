@@ -72,11 +72,15 @@ struct AttentionKernel {
 // Runs are cut to this many tokens, so that the scores of a chunk stay near the core.
 inline constexpr int kMaxRun = 128;
 
+// Runs the multiply instruction on registers alone; returns the floating-point operations done.
+using PeakLoop = double (*)(int rounds);
+
 // The matrix products of one operand type.
 struct ProductKernels {
   DType operand = DType::kF32;  // kF32 or kBF16
   PanelKernel panel = nullptr;
   AttentionKernel attention;
+  PeakLoop peak_loop = nullptr;
 
   // Values in the order `attention` reads, made once per head: `count` tokens of V (one kv block)
   // at `packed_start`, a multiple of `value_granule`, in memory of packed_tokens * head_dim
@@ -129,6 +133,7 @@ enum class SimdTarget { kPortable, kAvx2, kAvx512 };
 const RowKernels& row_kernels(SimdTarget target);
 PanelKernel f32_panel(SimdTarget target);
 const AttentionKernel& f32_attention(SimdTarget target);
+PeakLoop f32_peak_loop(SimdTarget target);
 
 // nullptr when not compiled in (another architecture); see cpu_features.h for what may run.
 const ProductKernels* avx512_bf16_products();

@@ -1,0 +1,142 @@
+// amx_bf16.cpp -- bf16 products by AMX tiles. Compiled with -mamx-tile -mamx-bf16; nothing here may
+// run unless enable_amx_bf16().
+//
+// A register block is 32 rows x 32 columns: four tiles of sums, two of A, two of B, so that a step
+// of 32 along K loads four tiles for four products. Rows and depths that do not fill tiles go to
+// the AVX512_BF16 kernel.
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/cpu/avx512_bf16.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+
+#include "backend/cpu/bf16_attention-inl.h"
+
+namespace flashomni::cpu {
+namespace {
+
+constexpr int kTileRows = 16;   // of every tile
+constexpr int kTileDepth = 32;  // bf16 along K; 64 bytes, the width of a tile
+
+// The operand of LDTILECFG (Intel SDM, volume 1, chapter "Programming with AMX").
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+constexpr TileConfig kConfig;
+
+// Tiles 0 1 / 2 3 hold the sums, 4 and 5 two tiles of A, 6 and 7 two of B.
+inline void multiply_32_rows(const PanelJob& job, int row, int column) {
+  const index_t init_bytes = job.init_stride * 4, c_bytes = job.c_stride * 4;
+  const float* init = job.init + row * job.init_stride + column;
+  _tile_loadd(0, init, init_bytes);
+  _tile_loadd(1, init + 16, init_bytes);
+  _tile_loadd(2, init + kTileRows * job.init_stride, init_bytes);
+  _tile_loadd(3, init + kTileRows * job.init_stride + 16, init_bytes);
+  for (int n = 0; n < job.num_pieces; ++n) {
+    const KPiece& piece = job.pieces[n];
+    const index_t a_bytes = piece.a_stride * 2, b_bytes = kPanel * 4;
+    const auto* a = static_cast<const std::uint16_t*>(piece.a) + row * piece.a_stride;
+    const auto* b = static_cast<const std::uint16_t*>(piece.b) + column * 2;
+    for (int k = 0; k < piece.depth; k += kTileDepth) {
+      const auto* bk = b + k * kPanel;
+      _tile_loadd(6, bk, b_bytes);
+      _tile_loadd(4, a + k, a_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, bk + 32, b_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, a + kTileRows * piece.a_stride + k, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  float* c = job.c + row * job.c_stride + column;
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+  _tile_stored(2, c + kTileRows * job.c_stride, c_bytes);
+  _tile_stored(3, c + kTileRows * job.c_stride + 16, c_bytes);
+}
+
+// Tiles 0 and 1 hold the sums.
+inline void multiply_16_rows(const PanelJob& job, int row, int column) {
+  const index_t init_bytes = job.init_stride * 4, c_bytes = job.c_stride * 4;
+  const float* init = job.init + row * job.init_stride + column;
+  _tile_loadd(0, init, init_bytes);
+  _tile_loadd(1, init + 16, init_bytes);
+  for (int n = 0; n < job.num_pieces; ++n) {
+    const KPiece& piece = job.pieces[n];
+    const auto* a = static_cast<const std::uint16_t*>(piece.a) + row * piece.a_stride;
+    const auto* b = static_cast<const std::uint16_t*>(piece.b) + column * 2;
+    for (int k = 0; k < piece.depth; k += kTileDepth) {
+      _tile_loadd(4, a + k, piece.a_stride * 2);
+      _tile_loadd(6, b + k * kPanel, kPanel * 4);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + k * kPanel + 32, kPanel * 4);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+  }
+  float* c = job.c + row * job.c_stride + column;
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+}
+
+bool fills_tiles(const PanelJob& job) {
+  for (int n = 0; n < job.num_pieces; ++n) {
+    if (job.pieces[n].depth % kTileDepth != 0) return false;
+  }
+  return true;
+}
+
+void multiply_panel(const PanelJob& job) {
+  int row = 0;
+  if (job.rows >= kTileRows && fills_tiles(job)) {
+    _tile_loadconfig(&kConfig);
+    for (; row + 2 * kTileRows <= job.rows; row += 2 * kTileRows) {
+      for (int column = 0; column < kPanel; column += 32) multiply_32_rows(job, row, column);
+    }
+    for (; row + kTileRows <= job.rows; row += kTileRows) {
+      for (int column = 0; column < kPanel; column += 32) multiply_16_rows(job, row, column);
+    }
+    _tile_release();
+  }
+  if (row < job.rows) avx512_bf16_panel_rows(job, row);
+}
+
+double multiply_tiles(int rounds) {
+  _tile_loadconfig(&kConfig);
+  for (int round = 0; round < rounds; ++round) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 4 * 2.0 * kTileRows * kTileRows * kTileDepth * rounds;
+}
+
+}  // namespace
+
+const ProductKernels* amx_bf16_products() {
+  static constexpr ProductKernels kProducts{
+      .operand = DType::kBF16,
+      .panel = &multiply_panel,
+      .attention = {&attend<&multiply_panel, kTileDepth>, &bf16_attention_scratch_bytes},
+      .peak_loop = &multiply_tiles,
+      .pack_values = &pack_values<kTileDepth>,
+      .value_granule = kTileDepth};
+  return &kProducts;
+}
+
+}  // namespace flashomni::cpu
+
+#else
+
+namespace flashomni::cpu {
+
+const ProductKernels* amx_bf16_products() { return nullptr; }
+
+}  // namespace flashomni::cpu
+
+#endif
