@@ -108,9 +108,7 @@ def gemm_q(
     weight = _packed(call, w, symbols.num_heads)
     if out is None:
         out = call.new_output((batch, num_rows, weight.out_features), all_written)
-    plan, _ = _plans.gemm_plan(
-        "gemm_q", symbols, num_rows, text_offset, call.backend, call.stream
-    )
+    plan, _ = _plans.gemm_plan("gemm_q", symbols, num_rows, text_offset, call.backend, call.stream)
     epilogue = _core.NormRope(
         call.parameter("norm_weight", norm_weight),
         eps,

@@ -39,9 +39,7 @@ def _best_backend() -> str:
 def _dtype(name: str, backend: str) -> _core.DType:
     """auto: bfloat16 where it is faster, on a GPU and on a CPU with instructions for it."""
     if name == "auto":
-        fast = backend == "cuda" or (
-            backend == "cpu" and "avx512_bf16" in _core.cpu_kernel_sets()
-        )
+        fast = backend == "cuda" or (backend == "cpu" and "avx512_bf16" in _core.cpu_kernel_sets())
         return _core.DType.bf16 if fast else _core.DType.f32
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"Pipeline: dtype is {name!r}, allowed are auto, float32 and bfloat16")

@@ -20,7 +20,7 @@ def attention_plan(
     symbols: Symbols, num_tokens: int, num_kv_tokens: int, backend: Backend, stream: int
 ) -> _core.AttentionPlan:
     axes = Axes(num_tokens, num_kv_tokens, *symbols._text)
-    q_blocks, kv_blocks = symbols._blocks.count(axes)
+    q_blocks, kv_blocks = symbols._blocks.num_blocks(axes)
     if q_blocks != symbols.num_q_blocks:
         raise ValueError(
             f"attention: q has {num_tokens} tokens, that is {q_blocks} blocks of "
@@ -50,7 +50,7 @@ def _row_axes(op: str, symbols: Symbols, num_rows: int, text_offset: int) -> Axe
     if text_tokens == 0 and text_offset > 0:
         text_tokens, text_position = text_offset, "first"
     axes = Axes(text_offset + num_rows, None, text_tokens, text_position)
-    q_blocks, _ = symbols._blocks.count(axes)
+    q_blocks, _ = symbols._blocks.num_blocks(axes)
     if q_blocks != symbols.num_q_blocks:
         raise ValueError(
             f"{op}: {num_rows} rows from token {text_offset} on end in block {q_blocks} of "
@@ -71,7 +71,7 @@ def gemm_plan(
 ) -> tuple[_core.GemmPlan, int]:
     """The plan, and the number of q blocks of the whole sequence."""
     axes = _row_axes(op, symbols, num_rows, text_offset)
-    q_blocks, _ = symbols._blocks.count(axes)
+    q_blocks, _ = symbols._blocks.num_blocks(axes)
     resolved = symbols._resolve(axes)
 
     def build(before: _core.SparseSymbols | None) -> _core.GemmPlan:

@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
             return q_grid, q_grid
         return q_grid, grid(self.block_kv, axes.num_kv_tokens, self.kv_len)
 
-    def count(self, axes: Axes) -> tuple[int, int]:
+    def num_blocks(self, axes: Axes) -> tuple[int, int]:
         """q blocks and kv blocks"""
         q_grid, kv_grid = self.grids(axes)
         return q_grid.num_blocks, kv_grid.num_blocks
@@ -217,11 +217,11 @@ class Symbols:
 
     @property
     def num_q_blocks(self) -> int:
-        return self._blocks.count(self._nominal)[0]
+        return self._blocks.num_blocks(self._nominal)[0]
 
     @property
     def num_kv_blocks(self) -> int:
-        return self._blocks.count(self._nominal)[1]
+        return self._blocks.num_blocks(self._nominal)[1]
 
     def __repr__(self) -> str:
         return (
@@ -281,7 +281,7 @@ class Symbols:
 def _dense_masks(
     blocks: Blocks, axes: Axes, symbols: _core.SparseSymbols
 ) -> tuple[np.ndarray, np.ndarray]:
-    q_blocks, kv_blocks = blocks.count(axes)
+    q_blocks, kv_blocks = blocks.num_blocks(axes)
     cache = np.empty((blocks.batch, blocks.num_heads, q_blocks), np.uint8)
     skip = np.empty((*cache.shape, kv_blocks), np.uint8)
     symbols.to_masks(

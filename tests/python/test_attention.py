@@ -97,9 +97,7 @@ def test_one_mask_alone(backend, rng):
     for mask in ("cache", "skip"):
         given = getattr(case, mask)
         symbols = fo.Symbols.from_masks(**{mask: given}, **case.options)
-        out, lse = fo.attention(
-            case.q, case.k, case.v, symbols, return_lse=True, backend=backend
-        )
+        out, lse = fo.attention(case.q, case.k, case.v, symbols, return_lse=True, backend=backend)
         masks = dict(cache=np.ones_like(case.cache), skip=np.ones_like(case.skip))
         case.expect(out, lse, *case.expected(**masks | {mask: given}))
 
@@ -159,9 +157,7 @@ def test_symbols_serve_sequences_of_several_lengths(backend, rng):
         if num_tokens == 257:
             symbols, first = case.symbols(), case
         case.cache, case.skip = first.cache, first.skip
-        out, lse = fo.attention(
-            case.q, case.k, case.v, symbols, return_lse=True, backend=backend
-        )
+        out, lse = fo.attention(case.q, case.k, case.v, symbols, return_lse=True, backend=backend)
         case.expect(out, lse, *case.expected())
 
 
