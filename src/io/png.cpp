@@ -7,15 +7,13 @@
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #include <stb/stb_image_write.h>
 #pragma GCC diagnostic pop
-#include <unistd.h>  // getpid
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
 #include <string_view>
-#include <system_error>
 
 #include "core/check.h"
+#include "io/atomic_write.h"
 
 namespace flashomni {
 namespace {
@@ -75,18 +73,8 @@ void write_png(const std::filesystem::path& path, const Picture& picture,
   for (const auto& [keyword, value] : text) chunks += text_chunk(keyword, value);
   png.insert(kAfterHeader, chunks);
 
-  std::filesystem::path temporary = path;
-  temporary += ".part" + std::to_string(getpid());
-  std::ofstream file(temporary, std::ios::binary);
-  file.write(png.data(), static_cast<std::streamsize>(png.size()));
-  file.close();
-  std::error_code failed;
-  if (file) std::filesystem::rename(temporary, path, failed);
-  if (!file || failed) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    FO_FAIL(kIo, "write_png: cannot write %s", path.c_str());
-  }
+  const std::string_view parts[] = {png};
+  write_whole("write_png", path, parts);
 }
 
 }  // namespace flashomni
