@@ -1,5 +1,8 @@
-// safetensors_writer.cpp -- header, then the tensors' bytes in the order given.
+// safetensors_writer.cpp -- header, then the tensors' bytes, wide dtypes first.
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <functional>
+
 #include <nlohmann/json.hpp>
 
 #include "flashomni/safetensors.h"
@@ -15,8 +18,15 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Name
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::vector<std::string_view> parts(2);
+  // The format allows no gaps; falling element sizes keep every tensor aligned to its own.
+  std::vector<const NamedTensor*> order;
+  for (const NamedTensor& tensor : tensors) order.push_back(&tensor);
+  std::ranges::stable_sort(order, std::greater{}, [](const NamedTensor* tensor) {
+    return size_in_bytes(tensor->value.dtype);
+  });
   index_t offset = 0;
-  for (const NamedTensor& tensor : tensors) {
+  for (const NamedTensor* next : order) {
+    const NamedTensor& tensor = *next;
     const char* name = tensor.name.c_str();
     const ConstTensorView& value = tensor.value;
     FO_CHECK(!header.contains(tensor.name) && tensor.name != "__metadata__",
