@@ -14,7 +14,8 @@
 namespace flashomni {
 
 // A memory-mapped file, or the shards of an index (`*.safetensors.index.json`). Views are valid
-// while the object lives. Tensors of more than four axes are rejected when asked for.
+// while the object lives, and aligned for their dtype (a tensor that lies misaligned in its file is
+// copied when first asked for). Tensors of more than four axes are rejected when asked for.
 // Throws kIo naming the file and what is wrong with it.
 class SafetensorsFile {
  public:

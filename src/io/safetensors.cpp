@@ -5,9 +5,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <optional>
 #include <span>
 
@@ -66,6 +68,7 @@ struct Entry {
   std::optional<DType> dtype;
   std::vector<index_t> sizes;
   const void* data = nullptr;
+  std::uint64_t begin = 0, end = 0;  // of the data section of its file
 };
 using Entries = std::map<std::string, Entry, std::less<>>;
 
@@ -142,7 +145,24 @@ Entry parse_entry(const std::filesystem::path& path, const std::string& name, co
                            static_cast<unsigned long long>(bytes)));
   }
   entry.data = data.data() + begin;
+  entry.begin = begin;
+  entry.end = end;
   return entry;
+}
+
+void check_overlap(const std::filesystem::path& path, const Entries& entries) {
+  std::vector<const Entries::value_type*> by_offset;
+  for (const auto& item : entries) by_offset.push_back(&item);
+  const auto extent = [](const auto* item) {
+    return std::pair(item->second.begin, item->second.end);
+  };
+  std::ranges::sort(by_offset, {}, extent);
+  for (std::size_t i = 1; i < by_offset.size(); ++i) {
+    if (by_offset[i]->second.begin < by_offset[i - 1]->second.end) {
+      malformed(path, format("the data of tensors %s and %s overlap",
+                             by_offset[i - 1]->first.c_str(), by_offset[i]->first.c_str()));
+    }
+  }
 }
 
 Json read_json(const std::filesystem::path& path) {
@@ -164,9 +184,12 @@ struct SafetensorsFile::Impl {
   std::vector<MappedFile> files;
   Entries entries;
   std::map<std::string, std::string> metadata;
+  std::mutex copies_mutex;
+  std::map<std::string, Tensor> copies;  // of tensors that lie misaligned in the file
 
   void add_file(const std::filesystem::path& file_path);
   void add_shards();
+  const void* aligned_data(std::string_view name, const Entry& entry);
 };
 
 void SafetensorsFile::Impl::add_file(const std::filesystem::path& file_path) {
@@ -175,6 +198,7 @@ void SafetensorsFile::Impl::add_file(const std::filesystem::path& file_path) {
   std::size_t header_bytes = 0;
   const Json header = parse_header(file_path, bytes, header_bytes);
   const auto data = bytes.subspan(8 + header_bytes);
+  Entries of_file;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") {
       if (!value.is_object()) malformed(file_path, "__metadata__ is not a JSON object");
@@ -182,9 +206,14 @@ void SafetensorsFile::Impl::add_file(const std::filesystem::path& file_path) {
         if (!text.is_string()) malformed(file_path, "__metadata__." + key + " is not a string");
         metadata[key] = text.get<std::string>();
       }
-    } else if (!entries.emplace(name, parse_entry(file_path, name, value, data)).second) {
-      malformed(file_path, "tensor " + name + " is in another shard as well");
+    } else {
+      of_file.emplace(name, parse_entry(file_path, name, value, data));
     }
+  }
+  check_overlap(file_path, of_file);
+  entries.merge(of_file);
+  if (!of_file.empty()) {
+    malformed(file_path, "tensor " + of_file.begin()->first + " is in another shard as well");
   }
 }
 
@@ -208,6 +237,20 @@ void SafetensorsFile::Impl::add_shards() {
       if (!entries.contains(name)) malformed(path, "tensor " + name + " is not in " + shard);
     }
   }
+}
+
+// The format does not ask writers to align; readers of a view may rely on it.
+const void* SafetensorsFile::Impl::aligned_data(std::string_view name, const Entry& entry) {
+  const auto item = static_cast<std::uintptr_t>(size_in_bytes(*entry.dtype));
+  if (reinterpret_cast<std::uintptr_t>(entry.data) % item == 0) return entry.data;
+  const std::lock_guard lock(copies_mutex);
+  Tensor& copy = copies[std::string(name)];
+  if (!copy) {
+    const std::uint64_t bytes = entry.end - entry.begin;
+    copy = Tensor::host(DType::kU8, {static_cast<index_t>(bytes)});
+    std::copy_n(static_cast<const std::byte*>(entry.data), bytes, copy.as<std::byte>());
+  }
+  return copy.as<void>();
 }
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
@@ -245,7 +288,8 @@ ConstTensorView SafetensorsFile::tensor(std::string_view name) const {
     FO_FAIL(kUnsupported, "safetensors: tensor %s of %s has %zu axes, at most %d are supported",
             n.c_str(), impl_->path.c_str(), entry.sizes.size(), kMaxRank);
   }
-  return {entry.data, *entry.dtype, Layout(std::span<const index_t>(entry.sizes))};
+  return {impl_->aligned_data(name, entry), *entry.dtype,
+          Layout(std::span<const index_t>(entry.sizes))};
 }
 
 std::vector<std::string> SafetensorsFile::names() const {

@@ -77,6 +77,11 @@ TEST_F(Safetensors, RoundTripKeepsEveryDtypeAndShape) {
     const ConstTensorView view = file.tensor(name);
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.data) % size_in_bytes(view.dtype), 0u) << name;
   }
+  // The widest dtypes first, so that none is misaligned in the file.
+  const char* const widest_first[] = {"i64", "f32", "i32", "bf16", "f16", "u8"};
+  for (std::size_t i = 1; i < std::size(widest_first); ++i) {
+    EXPECT_LT(file.tensor(widest_first[i - 1]).data, file.tensor(widest_first[i]).data) << i;
+  }
   EXPECT_TRUE(file.contains("u8"));
   EXPECT_FALSE(file.contains("U8"));
 }
@@ -85,6 +90,22 @@ TEST_F(Safetensors, ReadsBooleansAndAHeaderPaddedWithSpaces) {
   const auto path =
       write_header(R"({"b":{"dtype":"BOOL","shape":[3],"data_offsets":[0,3]}}    )", 3);
   EXPECT_EQ(SafetensorsFile(path).tensor("b").as<std::uint8_t>()[2], 1);
+}
+
+TEST_F(Safetensors, GivesAlignedViewsOfMisalignedTensors) {
+  std::string header = R"({"odd":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},
+                           "none":{"dtype":"F32","shape":[0],"data_offsets":[3,3]},
+                           "wide":{"dtype":"I32","shape":[2],"data_offsets":[3,11]},
+                           "long":{"dtype":"I64","shape":[1],"data_offsets":[11,19]}})";
+  header.append(8 - header.size() % 8, ' ');  // the data section is aligned, its tensors are not
+  const SafetensorsFile file(write_header(header, 19));
+  EXPECT_EQ(file.tensor("none").layout.num_elements(), 0);
+  const ConstTensorView wide = file.tensor("wide"), longer = file.tensor("long");
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(wide.data) % 4, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(longer.data) % 8, 0u);
+  EXPECT_EQ(wide.as<std::int32_t>()[1], 0x01010101);
+  EXPECT_EQ(*longer.as<std::int64_t>(), 0x0101010101010101);
+  EXPECT_EQ(file.tensor("wide").data, wide.data) << "one copy";
 }
 
 TEST_F(Safetensors, WriterReplacesTheFileAndLeavesNothingBeside) {
@@ -165,6 +186,10 @@ TEST_F(Safetensors, NamesWhatIsWrongWithAHeader) {
   EXPECT_THAT(error_of_header(entry("F32", "[-1]", "[0,8]"), 8), HasSubstr("needs a dtype"));
   EXPECT_THAT(error_of_header(entry("F32", "[2]", "[0]"), 8), HasSubstr("needs a dtype"));
   EXPECT_THAT(error_of_header(entry("F32", "2", "[0,8]"), 8), HasSubstr("needs a dtype"));
+  EXPECT_THAT(error_of_header(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[2,6]},
+                                  "b":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}})",
+                              8),
+              HasSubstr("the data of tensors b and a overlap"));
   EXPECT_THAT(error_of_header(R"({"a":3})", 8), HasSubstr("needs a dtype"));
   EXPECT_THAT(error_of_header(R"({"__metadata__":3})", 0), HasSubstr("__metadata__"));
   EXPECT_THAT(error_of_header(R"({"__metadata__":{"k":3}})", 0), HasSubstr("__metadata__.k"));
@@ -173,8 +198,8 @@ TEST_F(Safetensors, NamesWhatIsWrongWithAHeader) {
 TEST_F(Safetensors, RejectsATensorOnlyWhenItIsAskedFor) {
   const SafetensorsFile file(write_header(
       R"({"e":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},
-          "deep":{"dtype":"U8","shape":[1,1,1,1,2],"data_offsets":[0,2]}})",
-      2));
+          "deep":{"dtype":"U8","shape":[1,1,1,1,2],"data_offsets":[2,4]}})",
+      4));
   EXPECT_THAT(error_of([&] { file.tensor("e"); }, ErrorCode::kUnsupported), HasSubstr("F8_E4M3"));
   EXPECT_THAT(error_of([&] { file.tensor("deep"); }, ErrorCode::kUnsupported),
               HasSubstr("5 axes, at most 4"));

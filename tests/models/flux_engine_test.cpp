@@ -8,7 +8,6 @@
 
 #include "allocation_counter.h"
 #include "backends.h"
-
 #include "flashomni/policy.h"
 #include "flux_fixture.h"
 

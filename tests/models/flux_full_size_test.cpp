@@ -57,6 +57,7 @@ void write_sparse_shard(const fs::path& path, const std::vector<Parameter>& para
     data_bytes += bytes;
   }
   header += "}";
+  header.append((8 - header.size() % 8) % 8, ' ');  // the data begins aligned
   File file(path);
   const std::uint64_t length = header.size();
   index_t at = sizeof(length) + static_cast<index_t>(length);
