@@ -122,6 +122,9 @@ TEST_P(AttentionProperties, InputsAndOutputMayBeStridedViews) {
   const auto token_major_in_a_wider_buffer = [](TensorView buffer) {
     return buffer.slice(2, 2, 5).slice(3, 8, 32);  // [2, 70, 6, 40]
   };
+  const auto at_an_odd_address = [](TensorView buffer) {
+    return buffer.slice(2, 2, 5).slice(3, 7, 31);  // [2, 70, 6, 41]
+  };
   const auto head_major = [](TensorView buffer) {  // [2, 3, 70, 24]
     std::swap(buffer.layout.sizes[1], buffer.layout.sizes[2]);
     std::swap(buffer.layout.strides[1], buffer.layout.strides[2]);
@@ -153,6 +156,7 @@ TEST_P(AttentionProperties, InputsAndOutputMayBeStridedViews) {
     EXPECT_TRUE(test::same_bits(host, wanted));
   };
   run_placed({2, 70, 6, 40}, token_major_in_a_wider_buffer);
+  run_placed({2, 70, 6, 41}, at_an_odd_address);
   run_placed({2, 3, 70, 24}, head_major);
 }
 
@@ -202,6 +206,22 @@ TEST_P(AttentionProperties, OneBackendServesPlansOfManySizesInTurn) {
     auto c = test::random_attention({1, 2, 2, 24, {tokens}, {tokens}}, dtype, Pattern::kRandom);
     test::run(*backend, c);
     test::expect_correct(c);
+  }
+}
+
+// A broken row stays alone: its neighbours in a block, and the same row of other heads, are whole.
+TEST_P(AttentionProperties, ANanInAQueryStaysInItsRow) {
+  auto c = ragged_case(Pattern::kRandom);
+  constexpr index_t kRow = 40 * 3 + 1;  // item 0, token 40, head 1
+  for (int block = 0; block < 5; ++block) c.sparsity.cache[1 * 5 + block] = 1;
+  test::run(*backend, c);
+  const Tensor clean = c.out.clone();
+  store_float(c.q, kRow * 24 + 5, std::nanf(""));
+  test::fill_canary(c.out);
+  test::run(*backend, c);
+  for (index_t i = 0; i < c.out.num_elements(); ++i) {
+    if (i / 24 == kRow) continue;
+    ASSERT_EQ(test::bits_of(c.out, i), test::bits_of(clean, i)) << "element " << i;
   }
 }
 

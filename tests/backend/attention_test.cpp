@@ -94,6 +94,11 @@ TEST_P(Attention, AnItemWithoutKeysGivesZeros) {
   expect_shape_works({2, 1, 1, 24, {40, 32, {40, 40}}, kv}, Pattern::kAllLive);
 }
 
+TEST_P(Attention, ThereMayBeNoKeysOrNoQueriesAtAll) {
+  expect_shape_works({2, 2, 2, 24, {40, 32}, {0, 32}}, Pattern::kAllLive);
+  expect_shape_works({2, 2, 2, 24, {0, 32}, {40, 32}}, Pattern::kAllLive);
+}
+
 TEST_P(Attention, BlocksRestartAtTheBorderOfTextAndImage) {
   for (const TextPosition position : {TextPosition::kFirst, TextPosition::kLast}) {
     const Axis axis{150, 64, {150, 100}, 37, position};
