@@ -9,7 +9,7 @@
 
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
-PROMPT ?= a red apple on a wooden table in 3d style
+PROMPT ?= a fox to the left of a mushroom on a white background in classic style
 # The CUDA backend is built where there is both a compiler and a GPU to run it.
 CUDA := $(shell command -v nvcc >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo ON || echo OFF)
 

@@ -62,15 +62,6 @@ const Operation& find_operation(const std::string& name) {
   throw UsageError("bench: there is no operator '" + name + "'; there are " + known);
 }
 
-// The largest relative error that rounding explains: operands of the dtype, sums of a few thousand.
-double allowed_error(DType dtype) {
-  switch (dtype) {
-    case DType::kBF16: return 2e-2;
-    case DType::kF16: return 4e-3;
-    default: return 2e-5;
-  }
-}
-
 struct Times {
   std::vector<double> sparse, dense;  // seconds, sorted
 };

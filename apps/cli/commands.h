@@ -25,6 +25,7 @@ void add_generate(CLI::App& app, Command& run);
 void add_compare(CLI::App& app, Command& run);
 void add_bench(CLI::App& app, Command& run);
 void add_run_op(CLI::App& app, Command& run);
+void add_selftest(CLI::App& app, Command& run);
 void add_info(CLI::App& app, Command& run);
 
 }  // namespace flashomni::cli

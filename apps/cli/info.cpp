@@ -43,6 +43,7 @@ ordered_json describe() {
           {"cores", available_cores()},
           {"cpu_features", cpu_features()},
           {"backends", describe_backends()},
+          {"cpu_kernels", cpu_kernel_sets()},
           {"policies", policies},
           {"compiler", __VERSION__},
           {"libraries",
@@ -67,7 +68,8 @@ void print(const ordered_json& facts) {
               << (backend["available"].get<bool>() ? "" : "not available, ")
               << backend["detail"].get<std::string>() << "\n";
   }
-  std::cout << "policies   " << list("policies") << "\n"
+  std::cout << "kernels    cpu: " << list("cpu_kernels") << "\n"
+            << "policies   " << list("policies") << "\n"
             << "libraries ";
   for (const auto& [name, version] : facts["libraries"].items()) {
     std::cout << " " << name << " " << version.get<std::string>();

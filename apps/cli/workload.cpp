@@ -89,6 +89,14 @@ SparseSymbols make_symbols(int seq_len, int text_tokens, int block, int num_head
   return symbols;
 }
 
+double allowed_error(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16: return 2e-2;
+    case DType::kF16: return 4e-3;
+    default: return 2e-5;
+  }
+}
+
 double RelativeError::value() const {
   return norm_ > 0 ? std::sqrt(difference_ / norm_) : std::sqrt(difference_);
 }

@@ -48,6 +48,9 @@ struct MaskRequest {
 SparseSymbols make_symbols(int seq_len, int text_tokens, int block, int num_heads,
                            const MaskRequest& request);
 
+// The largest RelativeError that rounding explains: operands of `dtype`, sums of a few thousand.
+double allowed_error(DType dtype);
+
 // |actual - expected| / |expected| in the Euclidean norm, summed over what is added.
 class RelativeError {
  public:

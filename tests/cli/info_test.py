@@ -7,8 +7,8 @@ from support import ROOT, TOOL, ToolTest, run
 class Info(ToolTest):
     def test_json_says_what_there_is(self):
         facts = self.run_json("info")
-        for key in ("version", "commit", "system", "cpu", "cpu_features", "backends", "policies",
-                    "compiler", "libraries"):
+        for key in ("version", "commit", "system", "cpu", "cpu_features", "backends", "cpu_kernels",
+                    "policies", "compiler", "libraries"):
             self.assertIn(key, facts)
         self.assertIn("reference", [b["name"] for b in facts["backends"] if b["available"]])
 
@@ -16,6 +16,20 @@ class Info(ToolTest):
         text = self.run_ok("info").stdout
         self.assertTrue(text.startswith("flashomni "))
         self.assertNotIn("\n\n", text)
+
+
+class SelfTest(ToolTest):
+    def test_every_backend_and_kernel_set_passes(self):
+        facts = self.run_json("info")
+        result = self.run_json("selftest", "--seconds", "1")
+        self.assertTrue(result["ok"])
+        checks = result["checks"]
+        self.assertTrue(all(check["ok"] and check["cases"] > 0 for check in checks), checks)
+        self.assertEqual({c["kernels"] for c in checks if c["backend"] == "cpu"},
+                         set(facts["cpu_kernels"]))
+        self.assertEqual({c["op"] for c in checks},
+                         {"attention", "gemm-q", "gemm-o", "policy", "layer"})
+        self.assertEqual({c["dtype"] for c in checks}, {"f32", "bf16", "f16"})
 
 
 class MainProgram(ToolTest):
@@ -26,7 +40,7 @@ class MainProgram(ToolTest):
 
     def test_help_lists_every_subcommand(self):
         text = self.run_ok("--help").stdout
-        for name in ("run-op", "info"):
+        for name in ("generate", "compare", "bench", "run-op", "selftest", "info"):
             self.assertIn(name, text)
             self.run_ok(name, "--help")
 
