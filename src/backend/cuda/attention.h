@@ -1,0 +1,39 @@
+// attention.h -- launches block-sparse attention on a CUDA device.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "flashomni/plan.h"
+#include "flashomni/tensor.h"
+
+#include "backend/cuda/check_cuda.h"
+#include "backend/cuda/pieces.h"
+
+namespace flashomni::cuda {
+
+// The tensors of flashomni::attention, on the device.
+struct AttentionTensors {
+  ConstTensorView q, k, v;
+  TensorView out, lse;
+  float scale = 1;
+};
+
+// The lists of an attention plan on the device, with the scratch of one launch at a time.
+class DeviceAttentionPlan {
+ public:
+  // Copies the lists of `plan`, cut into pieces; reuses storage. To be called on the stream of the
+  // launches before.
+  void assign(const AttentionPlan& plan, const CutOptions& options, cudaStream_t stream);
+
+  // The contract of flashomni::attention; `plan` as assigned. Throws kUnsupported if there is no
+  // kernel for `arch` (compute capability, 90 for 9.0), the dtype, head_dim or block sizes.
+  void launch(const AttentionPlan& plan, const AttentionTensors& tensors, int arch, int num_sms,
+              cudaStream_t stream);
+
+ private:
+  Pieces pieces_;
+  DeviceBuffer list_, count_, kv_blocks_, kv_table_, counters_, partials_, kv_maps_;
+};
+
+}  // namespace flashomni::cuda

@@ -1,0 +1,54 @@
+// check_cuda.h -- CUDA errors as exceptions, and device memory with an owner.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "core/check.h"
+
+// Throws Error(kCuda) naming the call.
+#define FO_CUDA(call)                                                             \
+  do {                                                                            \
+    const cudaError_t fo_cuda_status = (call);                                    \
+    if (fo_cuda_status != cudaSuccess) [[unlikely]]                               \
+      FO_FAIL(kCuda, "%s failed: %s", #call, cudaGetErrorString(fo_cuda_status)); \
+  } while (false)
+
+namespace flashomni::cuda {
+
+// Device memory that only grows. Contents are lost when it does.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~DeviceBuffer() { cudaFree(data_); }
+
+  // Returns whether the memory is new.
+  bool reserve(std::size_t bytes) {
+    if (bytes <= bytes_) return false;
+    cudaFree(std::exchange(data_, nullptr));
+    bytes_ = 0;
+    FO_CUDA(cudaMalloc(&data_, bytes));
+    bytes_ = bytes;
+    return true;
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace flashomni::cuda

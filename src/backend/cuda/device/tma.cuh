@@ -1,0 +1,52 @@
+// tma.cuh -- bulk tensor loads of tiles that WGMMA can read.
+//
+// A tile is cut into panels of 64 columns (128 bytes of a 16-bit type, the width of the swizzle).
+// A panel holds its rows one after the other, 128 bytes each, with 16-byte chunk c of row r stored
+// at chunk c ^ (r & 7); eight rows make one 1024-byte swizzle atom.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>  // CUtensorMap
+#include <cuda/ptx>
+
+#include "backend/cuda/device/barrier.cuh"
+
+namespace flashomni::cuda {
+
+inline constexpr int kPanelColumns = 64;
+inline constexpr int kPanelRowBytes = 128;
+inline constexpr int kSwizzleAtomBytes = 1024;
+
+// Loads the map's box at (column, head, row, item) to `to`; its bytes count for `barrier`.
+__device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
+                                int head, int row, int item) {
+  const std::int32_t at[4] = {column, head, row, item};
+  ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
+}
+
+// Loads the box at (column, row, item) to the same place in both thread blocks of a cluster of two;
+// its bytes count for `barrier` in each.
+__device__ inline void tma_load_to_both(void* to, const CUtensorMap* map, Barrier& barrier,
+                                        int column, int row, int item) {
+  const std::int32_t at[3] = {column, row, item};
+  constexpr std::uint16_t kBoth = 3;
+  ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state,
+                            kBoth);
+}
+
+// The same for a matrix: box at (column, row), for this block alone.
+__device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
+                                int row) {
+  const std::int32_t at[2] = {column, row};
+  ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
+}
+
+// Before the use of maps [2] that another kernel wrote to global memory.
+__device__ inline void acquire_tensor_maps(const CUtensorMap* maps) {
+  for (int i = 0; i < 2; ++i) {
+    ptx::fence_proxy_tensormap_generic(ptx::sem_acquire, ptx::scope_gpu, maps + i,
+                                       ptx::n32_t<sizeof(CUtensorMap)>{});
+  }
+}
+
+}  // namespace flashomni::cuda

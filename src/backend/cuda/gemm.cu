@@ -1,0 +1,254 @@
+#include "backend/cuda/gemm.h"
+
+#include <algorithm>
+
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/tensor_map.h"
+
+namespace flashomni::cuda {
+namespace {
+
+constexpr int kTileM = 128, kTileN = 256, kSlice = 64;
+
+int divide_up(index_t a, index_t b) { return static_cast<int>((a + b - 1) / b); }
+
+GemmKernel choose_kernel(const char* operation, const PackedWeight& weight, GemmKind kind,
+                         int head_dim, const LaunchTarget& target) {
+  const auto kernel = find_gemm_kernel(target.arch, weight.dtype, kind, head_dim);
+  if (!kernel) {
+    FO_FAIL(kUnsupported,
+            "%s: the cuda backend has no kernel for %s, head_dim %d on compute capability %d.%d; "
+            "it has bf16 and f16, head_dim 64 and 128, on 9.0",
+            operation, std::string(dtype_name(weight.dtype)).c_str(), head_dim, target.arch / 10,
+            target.arch % 10);
+  }
+  // TMA reads rows whose pitch is a multiple of 16 bytes.
+  if (weight.in_features % 8 != 0 || weight.out_features % 8 != 0) {
+    FO_FAIL(
+        kUnsupported,
+        "%s: the cuda backend has no kernel for a weight of %lld x %lld; both must be multiples "
+        "of 8",
+        operation, static_cast<long long>(weight.out_features),
+        static_cast<long long>(weight.in_features));
+  }
+  return *kernel;
+}
+
+// [batch, rows, columns]; a block of a cluster loads half a tile's rows.
+CUtensorMap activation_map(ConstTensorView x) {
+  return make_tensor_map(
+      {x.data, x.dtype, {x.size(2), x.size(1), x.size(0)}, {1, x.stride(1), x.stride(0)}, 3}, 1,
+      kTileM / 2);
+}
+CUtensorMap weight_map(const PackedWeight& weight, int box_rows) {
+  const ConstTensorView w = weight.storage;
+  return make_tensor_map({w.data, w.dtype, {w.size(1), w.size(0)}, {1, w.stride(0)}, 2}, 1,
+                         box_rows);
+}
+
+void check_row_blocks(const char* operation, const GemmPlan& plan) {
+  for (const RowBlock& block : plan.row_blocks) {
+    if (block.num_rows > kTileM) {
+      FO_FAIL(kUnsupported,
+              "%s: the cuda backend has no kernel for blocks of %d rows; it has up to %d",
+              operation, block.num_rows, kTileM);
+    }
+  }
+}
+
+void launch(const GemmKernel& kernel, const GemmParams& params, const LaunchTarget& target) {
+  if (params.num_tiles == 0) return;
+  FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kernel.shared_bytes));
+  const int grid = 2 * std::min(target.num_sms / 2, params.num_tiles);  // clusters of two
+  kernel.function<<<grid, kernel.threads, kernel.shared_bytes, target.stream>>>(params);
+  FO_CUDA(cudaGetLastError());
+}
+
+template <typename T>
+void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
+  to.reserve(std::max<std::size_t>(1, from.size()) * sizeof(T));
+  FO_CUDA(cudaMemcpyAsync(to.as<T>(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice,
+                          stream));
+}
+
+// valid_order grows where the cached heads stayed, up to `order`; elsewhere it starts again.
+__global__ void advance_valid_order(const GemmTile* tiles, int num_tiles, int num_q_blocks,
+                                    int order, std::uint8_t* valid_order) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= num_tiles || tiles[i].column != 0) return;
+  std::uint8_t& valid = valid_order[tiles[i].batch * num_q_blocks + tiles[i].q_block];
+  valid = tiles[i].same_heads ? min(valid + 1, order) : 0;
+}
+
+}  // namespace
+
+void DeviceGemmPlan::reset() {
+  head_tiles_.made_for = column_tiles_.made_for = 0;
+  has_heads_ = false;
+}
+
+void DeviceGemmPlan::upload_heads(const GemmPlan& plan, cudaStream_t stream) {
+  if (has_heads_) return;
+  upload(plan.head_lists, heads_, stream);
+  has_heads_ = true;
+}
+
+// The live heads of a row block, `heads_per_tile` at a time.
+void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int heads_per_tile,
+                                     cudaStream_t stream) {
+  upload_heads(plan, stream);
+  if (head_tiles_.made_for == heads_per_tile) return;
+  std::vector<GemmTile> tiles;
+  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
+    const RowBlock& block = plan.row_blocks[i];
+    const auto first = static_cast<std::int32_t>(i) * plan.num_heads + block.num_cached;
+    const int live = plan.num_heads - block.num_cached;
+    for (int head = 0; head < live; head += heads_per_tile) {
+      const auto count = static_cast<std::int16_t>(std::min(heads_per_tile, live - head));
+      tiles.push_back(
+          {block.batch, block.row, block.num_rows, 0, first + head, 0, count, block.q_block, 0});
+    }
+  }
+  upload(tiles, head_tiles_.tiles, stream);
+  head_tiles_.num_tiles = static_cast<int>(tiles.size());
+  head_tiles_.made_for = heads_per_tile;
+}
+
+// The output columns of a row block, 512 at a time; row blocks with many live heads first.
+void DeviceGemmPlan::make_column_tiles(const GemmPlan& plan, int out_features,
+                                       cudaStream_t stream) {
+  upload_heads(plan, stream);
+  if (column_tiles_.made_for == out_features) return;
+  std::vector<GemmTile> tiles;
+  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
+    const RowBlock& block = plan.row_blocks[i];
+    for (int column = 0; column < out_features; column += 2 * kTileN) {
+      tiles.push_back({block.batch, block.row, block.num_rows, column,
+                       static_cast<std::int32_t>(i) * plan.num_heads,
+                       static_cast<std::int16_t>(block.num_cached),
+                       static_cast<std::int16_t>(plan.num_heads - block.num_cached), block.q_block,
+                       block.same_as_previous});
+    }
+  }
+  std::stable_sort(tiles.begin(), tiles.end(),
+                   [](const GemmTile& a, const GemmTile& b) { return a.num_live > b.num_live; });
+  upload(tiles, column_tiles_.tiles, stream);
+  column_tiles_.num_tiles = static_cast<int>(tiles.size());
+  column_tiles_.made_for = out_features;
+}
+
+void DeviceGemmPlan::launch_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
+                              ConstTensorView bias, const NormRope& epilogue, TensorView out,
+                              const LaunchTarget& target) {
+  const int head_dim = weight.column_group;
+  const GemmKernel kernel = choose_kernel("gemm_q", weight, GemmKind::kHeads, head_dim, target);
+  check_row_blocks("gemm_q", plan);
+  make_head_tiles(plan, 2 * kTileN / head_dim, target.stream);
+  GemmParams params{};
+  params.a_map = activation_map(x);
+  params.w_map = weight_map(weight, head_dim);
+  params.tiles = head_tiles_.tiles.as<GemmTile>();
+  params.num_tiles = head_tiles_.num_tiles;
+  params.heads = heads_.as<std::int32_t>();
+  params.slices = divide_up(weight.in_features, kSlice);
+  params.bias = bias.as<float>();
+  params.out = out.data;
+  params.out_batch_stride = out.stride(0);
+  params.out_row_stride = out.stride(1);
+  params.out_features = static_cast<int>(weight.out_features);
+  params.norm_weight = epilogue.norm_weight.as<float>();
+  params.eps = epilogue.eps;
+  params.cos = epilogue.cos.as<float>();
+  params.sin = epilogue.sin.as<float>();
+  params.rope_stride = epilogue.cos ? epilogue.cos.stride(0) : 0;
+  launch(kernel, params, target);
+}
+
+GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProjection& projection,
+                                         const BiasCacheView& cache, cudaStream_t stream) {
+  const PackedWeight& weight = *projection.weight;
+  const index_t head_columns = projection.o.size(2), head_dim = head_columns / plan.num_heads;
+  if (head_dim % kSlice != 0) {
+    FO_FAIL(kUnsupported,
+            "gemm_o: the cuda backend has no kernel for head_dim %lld; it has multiples of %d",
+            static_cast<long long>(head_dim), kSlice);
+  }
+  check_row_blocks("gemm_o", plan);
+  make_column_tiles(plan, static_cast<int>(weight.out_features), stream);
+  GemmParams params{};
+  params.a_map = activation_map(projection.o);
+  params.w_map = weight_map(weight, kTileN);
+  params.slices_per_head = static_cast<int>(head_dim / kSlice);
+  if (projection.mlp) {
+    params.mlp_map = activation_map(projection.mlp);
+    params.mlp_slices = divide_up(projection.mlp.size(2), kSlice);
+    params.mlp_column = static_cast<int>(head_columns);
+  }
+  params.tiles = column_tiles_.tiles.as<GemmTile>();
+  params.num_tiles = column_tiles_.num_tiles;
+  params.heads = heads_.as<std::int32_t>();
+  params.bias = projection.bias.as<float>();
+  params.out = projection.out.data;
+  params.out_batch_stride = projection.out.stride(0);
+  params.out_row_stride = projection.out.stride(1);
+  params.out_features = static_cast<int>(weight.out_features);
+  params.order = cache.order;
+  params.num_q_blocks = plan.num_q_blocks;
+  for (int o = 0; o <= cache.order; ++o) params.terms[o] = cache.terms[o].as<float>();
+  if (cache.order >= 0) {
+    params.term_batch_stride = cache.terms[0].stride(0);
+    params.valid_order = cache.valid_order.as<std::uint8_t>();
+  }
+  return params;
+}
+
+void DeviceGemmPlan::launch_o_update(const GemmPlan& plan, const OutputProjection& projection,
+                                     float steps_since_update, const BiasCacheView& cache,
+                                     const LaunchTarget& target) {
+  const GemmKernel kernel =
+      choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0, target);
+  GemmParams params = output_params(plan, projection, cache, target.stream);
+  params.inverse_steps = 1 / steps_since_update;
+  launch(kernel, params, target);
+  if (cache.order < 0 || params.num_tiles == 0) return;
+  constexpr int kThreads = 256;
+  advance_valid_order<<<divide_up(params.num_tiles, kThreads), kThreads, 0, target.stream>>>(
+      params.tiles, params.num_tiles, params.num_q_blocks, cache.order,
+      cache.valid_order.as<std::uint8_t>());
+  FO_CUDA(cudaGetLastError());
+}
+
+void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
+                                       std::span<const float> coefficients,
+                                       const BiasCacheView& cache, const LaunchTarget& target) {
+  const GemmKernel kernel =
+      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, target);
+  GemmParams params = output_params(plan, projection, cache, target.stream);
+  params.order = static_cast<int>(coefficients.size()) - 1;
+  std::copy(coefficients.begin(), coefficients.end(), params.coefficients);
+  launch(kernel, params, target);
+}
+
+void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
+                   Activation activation, TensorView out, const LaunchTarget& target) {
+  const GemmKernel kernel = choose_kernel("linear", weight, GemmKind::kLinear, 0, target);
+  GemmParams params{};
+  params.a_map = make_tensor_map(
+      {x.data, x.dtype, {x.size(1), x.size(0), 1}, {1, x.stride(0), x.stride(0) * x.size(0)}, 3}, 1,
+      kTileM / 2);
+  params.w_map = weight_map(weight, kTileN);
+  params.rows = static_cast<int>(x.size(0));
+  params.column_tiles = divide_up(weight.out_features, 2 * kTileN);
+  params.num_tiles = divide_up(x.size(0), kTileM) * params.column_tiles;
+  params.slices = divide_up(weight.in_features, kSlice);
+  params.bias = bias.as<float>();
+  params.out = out.data;
+  params.out_row_stride = out.stride(0);
+  params.out_features = static_cast<int>(weight.out_features);
+  params.activation = static_cast<int>(activation);
+  params.out_is_f32 = out.dtype == DType::kF32;
+  launch(kernel, params, target);
+}
+
+}  // namespace flashomni::cuda

@@ -1,0 +1,62 @@
+// gemm.h -- launches the projections over live work, and dense ones, on a CUDA device.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <span>
+
+#include "flashomni/backend.h"
+#include "flashomni/plan.h"
+
+#include "backend/cuda/check_cuda.h"
+#include "backend/cuda/kernels/gemm_params.h"
+
+namespace flashomni::cuda {
+
+// Where a launch goes.
+struct LaunchTarget {
+  int arch = 0;  // compute capability, 90 for 9.0
+  int num_sms = 0;
+  cudaStream_t stream = nullptr;
+};
+
+// The lists of a projection's plan on the device, made when a projection first needs them.
+class DeviceGemmPlan {
+ public:
+  // Forgets the lists of an earlier plan; keeps their storage.
+  void reset();
+
+  // The contracts of flashomni::gemm_q, gemm_o_update and gemm_o_dispatch.
+  void launch_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
+                ConstTensorView bias, const NormRope& epilogue, TensorView out,
+                const LaunchTarget& target);
+  void launch_o_update(const GemmPlan& plan, const OutputProjection& projection,
+                       float steps_since_update, const BiasCacheView& cache,
+                       const LaunchTarget& target);
+  void launch_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
+                         std::span<const float> coefficients, const BiasCacheView& cache,
+                         const LaunchTarget& target);
+
+ private:
+  struct TileList {
+    DeviceBuffer tiles;
+    int num_tiles = 0;
+    int made_for = 0;  // heads a tile, or output features; 0: not made
+  };
+  void make_head_tiles(const GemmPlan& plan, int heads_per_tile, cudaStream_t stream);
+  void make_column_tiles(const GemmPlan& plan, int out_features, cudaStream_t stream);
+  void upload_heads(const GemmPlan& plan, cudaStream_t stream);
+  GemmParams output_params(const GemmPlan& plan, const OutputProjection& projection,
+                           const BiasCacheView& cache, cudaStream_t stream);
+
+  TileList head_tiles_, column_tiles_;
+  DeviceBuffer heads_;
+  bool has_heads_ = false;
+};
+
+// The contract of Backend::linear.
+void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
+                   Activation activation, TensorView out, const LaunchTarget& target);
+
+}  // namespace flashomni::cuda

@@ -1,0 +1,22 @@
+// attention_piece.h -- one unit of work of the attention kernel.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace flashomni::cuda {
+
+inline constexpr int kAttentionTileKv = 128;  // keys a round
+
+// A query block of a head against all of its live kv blocks (num_parts == 1), or against one of
+// several parts of them.
+struct AttentionPiece {
+  std::int32_t batch, head;
+  std::int32_t row, num_rows;     // of the query block
+  std::int32_t first_kv, num_kv;  // kv_blocks[first_kv .. first_kv + num_kv)
+  std::int32_t last_kv_tokens;    // tokens of the last of them; the others count as full blocks
+  std::int16_t part, num_parts;
+  std::int32_t slot;  // part i leaves its partial result at slot + i
+};
+
+}  // namespace flashomni::cuda

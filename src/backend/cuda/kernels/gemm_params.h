@@ -1,0 +1,64 @@
+// gemm_params.h -- what the projection kernels are told; built by gemm.cu.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>  // CUtensorMap
+
+#include <cstdint>
+
+namespace flashomni::cuda {
+
+// What a projection computes; all are D = A W^T with tiles of 128 x 256.
+enum class GemmKind {
+  kLinear,    // every tile, activation(D + bias)
+  kHeads,     // GEMM-Q: a tile's columns are live heads of its row block
+  kUpdate,    // GEMM-O: the sum over cached heads goes to the bias cache, then on over the others
+  kDispatch,  // GEMM-O: the forecast of the bias cache plus the sum over live heads
+};
+
+// What a cluster of two thread blocks computes at a time: up to 128 rows, and 256 columns a block.
+struct GemmTile {
+  std::int32_t batch, row, num_rows;
+  std::int32_t column;      // first output column of the first block; kHeads: unused
+  std::int32_t first_head;  // heads[first_head ..): num_cached cached heads, then num_live live
+  std::int16_t num_cached, num_live;  // kHeads: at most 512 / head_dim live ones, none cached
+  std::int32_t q_block;               // row block of the bias cache's order table
+  std::int32_t same_heads;            // kUpdate: the cached heads are those of the last update
+};
+
+// Every pointer is device memory. Leading sizes and strides are in elements.
+struct GemmParams {
+  CUtensorMap a_map;    // [batch, rows, in_features], box of 64 rows x 64 columns
+  CUtensorMap mlp_map;  // [batch, rows, mlp_dim], likewise, if mlp_slices > 0
+  CUtensorMap w_map;    // [out_features, in_features], box of 256 rows (kHeads: head_dim) x 64
+
+  const GemmTile* tiles;  // kLinear: none, tile i is of row tile i / column_tiles
+  int num_tiles, column_tiles, rows;
+  const std::int32_t* heads;
+
+  int slices;           // kLinear, kHeads: 64-column slices of in_features
+  int slices_per_head;  // kUpdate, kDispatch
+  int mlp_slices, mlp_column;
+
+  const float* bias;  // [out_features] or nullptr
+  void* out;
+  std::int64_t out_batch_stride, out_row_stride;
+  int out_features;
+  int activation;  // of kLinear: Activation as int
+  int out_is_f32;  // kLinear only
+
+  float* terms[3];  // bias cache, [batch, rows, out_features] contiguous
+  std::int64_t term_batch_stride;
+  const std::uint8_t* valid_order;  // [batch, num_q_blocks] of the last update, or nullptr
+  int num_q_blocks;
+  int order;              // kUpdate: highest order kept, -1: none; kDispatch: highest to use
+  float coefficients[3];  // kDispatch
+  float inverse_steps;    // kUpdate: 1 / steps since the last update
+
+  const float* norm_weight;  // kHeads: [head_dim] or nullptr
+  const float *cos, *sin;    // kHeads: [rows, head_dim / 2] or nullptr
+  std::int64_t rope_stride;
+  float eps;
+};
+
+}  // namespace flashomni::cuda
