@@ -2,6 +2,7 @@
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import tempfile
 import unittest
@@ -57,6 +58,21 @@ class Documentation(unittest.TestCase):
                     [os.environ.get("CXX", "c++"), "-std=c++20", "-fsyntax-only", "-Wall",
                      "-I", ROOT / "include", source], capture_output=True, text=True)
                 self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_commands_of_the_pages_are_understood(self):
+        """Every `./flashomni` line gets as far as choosing a backend: an option that is gone or
+        misspelt ends before."""
+        tool = os.environ.get("FLASHOMNI_TOOL")
+        if not tool:
+            self.skipTest("the tool is not built")
+        lines = [line for page in PAGES
+                 for line in re.findall(r"^    (\./flashomni .*)", page.read_text(), re.M)]
+        self.assertTrue(lines)
+        for line in lines:
+            arguments = shlex.split(line, comments=True)[1:]
+            done = subprocess.run([tool, *arguments, "--backend", "none"], cwd=ROOT,
+                                  capture_output=True, text=True)
+            self.assertIn("there is no backend 'none'", done.stderr, line)
 
 
 if __name__ == "__main__":
