@@ -108,7 +108,7 @@ ordered_json make_row(const Options& options, const BenchShape& shape, const Mas
                       {"heads", shape.num_heads},
                       {"head_dim", shape.head_dim},
                       {"dtype", dtype_name(shape.dtype)},
-                      {"kind", options.kind},
+                      {"kind", options.op.starts_with("gemm") ? "cache" : options.kind},
                       {"pattern", options.pattern},
                       {"sparsity", mask.sparsity},
                       {"ms_median", 1e3 * median},
@@ -189,7 +189,8 @@ void run(const Options& options) {
   mask.seed = options.seed;
   const DType dtype = parse_dtype(options.dtype, "bench: --dtype");
   const auto backend = make_backend(options.backend);
-  const double peak = 0;
+  const double peak =
+      backend->name() == "cpu" ? measure_cpu_peak("auto", dtype, options.backend.threads) : 0;
 
   ordered_json rows = ordered_json::array();
   const int total = static_cast<int>(options.seq_lens.size() * options.sparsities.size());

@@ -29,8 +29,7 @@ Pieces cut(const AttentionPlan& plan, const CutOptions& options) {
 TEST(CudaPieces, CoverEveryItemOnceInOrder) {
   for (const int block_kv : {16, 64, 128, 256}) {
     const AttentionPlan plan = dense_plan(1300, 3, block_kv);
-    const Pieces pieces =
-        cut(plan, {.num_sms = 7, .smallest_part = 1, .most_parts = 5});
+    const Pieces pieces = cut(plan, {.num_sms = 7, .smallest_part = 1, .most_parts = 5});
     std::size_t at = 0;
     for (const AttentionItem& item : plan.items) {
       std::int32_t next = item.first_kv;
@@ -50,8 +49,8 @@ TEST(CudaPieces, CoverEveryItemOnceInOrder) {
 }
 
 TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
-  const Pieces pieces = cut(dense_plan(4096, 2, 128),
-                            {.num_sms = 8, .smallest_part = 2, .most_parts = 16});
+  const Pieces pieces =
+      cut(dense_plan(4096, 2, 128), {.num_sms = 8, .smallest_part = 2, .most_parts = 16});
   std::map<int, int> users;
   for (const AttentionPiece& piece : pieces.list) {
     if (piece.num_parts > 1) ++users[piece.slot + piece.part];

@@ -21,7 +21,10 @@ class Bench(ToolTest):
                 self.assertEqual([(r["seq"], r["sparsity"]) for r in result["rows"]],
                                  [(200, 0), (200, 0.5), (131, 0), (131, 0.5)])
                 for row in result["rows"]:
+                    self.assertEqual(row["kind"], "cache" if op[:4] == "gemm" else "skip")
                     self.assertLessEqual(FIELDS, set(row))
+                    if result["backend"] == "cpu":
+                        self.assertGreater(row["peak_gflops"], 1)
                     self.assertLessEqual(row["ms_p10"], row["ms_median"])
                     self.assertLessEqual(row["ms_median"], row["ms_p90"])
                     self.assertAlmostEqual(row["speedup"], row["dense_ms"] / row["ms_median"])
