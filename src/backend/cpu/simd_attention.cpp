@@ -13,12 +13,15 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <hwy/cache_control.h>  // after foreach_target.h
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/simd-inl.h"
+#include "backend/cpu/simd_transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashomni::cpu {
@@ -54,31 +57,20 @@ std::size_t attention_scratch_bytes(int head_dim) {
          static_cast<std::size_t>(2 * head_dim + std::max(head_dim, kMaxRun) + 2);
 }
 
-// Rows of Q, four columns at a time, go to [head_dim / 4][kPanel][4]; interleaved loads then
-// give columns of 64 rows.
+// Q^T of up to 64 rows, times scale log2(e); lanes past num_rows are zero.
 void pack_queries(const AttentionJob& job, int first_row, int num_rows, const Chunk& chunk) {
-  const Floats d;
-  const hn::CappedTag<float, 4> d4;
-  constexpr int kStep = HWY_LANES(float) < 4 ? HWY_LANES(float) : 4;
   const float* q = static_cast<const float*>(job.q) + first_row * job.q_stride;
-  for (int row = 0; row < kPanel; ++row) {
-    for (int column = 0; column < job.head_dim; column += kStep) {
-      const auto part =
-          row < num_rows ? hn::LoadU(d4, q + row * job.q_stride + column) : hn::Zero(d4);
-      hn::StoreU(part, d4, chunk.scores + (column / 4 * kPanel + row) * 4 + column % 4);
-    }
+  const float scale = job.scale * kLog2E;
+  if (num_rows == kPanel) {
+    transpose_rows(q, job.q_stride, job.head_dim, scale, chunk.q_t);
+    return;
   }
-  const FloatVec scale = hn::Set(d, job.scale * kLog2E);
-  for (int column = 0; column < job.head_dim; column += 4) {
-    for (int lane = 0; lane < kPanel; lane += kLanes) {
-      FloatVec v[4];
-      hn::LoadInterleaved4(d, chunk.scores + (column / 4 * kPanel + lane) * 4, v[0], v[1], v[2],
-                           v[3]);
-      for (int i = 0; i < 4; ++i) {
-        hn::StoreU(hn::Mul(v[i], scale), d, chunk.q_t + (column + i) * kPanel + lane);
-      }
-    }
+  for (int row = 0; row < kPanel; ++row) {  // a whole panel, in memory that o_t needs later
+    float* copy = chunk.o_t + row * job.head_dim;
+    if (row < num_rows) std::copy_n(q + row * job.q_stride, job.head_dim, copy);
+    if (row >= num_rows) std::fill_n(copy, job.head_dim, 0.0f);
   }
+  transpose_rows(chunk.o_t, job.head_dim, job.head_dim, scale, chunk.q_t);
 }
 
 // sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors.
@@ -123,6 +115,19 @@ HWY_INLINE void score_block(int head_dim, const float* k, index_t k_stride, cons
   }
 }
 
+template <int kV>
+HWY_INLINE void score_rows(int rows, int head_dim, const float* k, index_t k_stride,
+                           const float* q_t, float* scores, FloatVec (&row_max)[kV]) {
+  switch (rows) {
+    case 1: return score_block<1, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    case 2: return score_block<2, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    case 3: return score_block<3, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    case 4: return score_block<4, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    case 5: return score_block<5, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    default: return score_block<6, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+  }
+}
+
 // kR columns of the output: what was summed before, times alpha, plus this run.
 template <int kR, int kV>
 HWY_INLINE void value_block(int count, const float* v, index_t v_stride, const float* p,
@@ -137,6 +142,28 @@ HWY_INLINE void value_block(int count, const float* v, index_t v_stride, const f
   store_block<kR, kV>(sums, o_t);
 }
 
+// head_dim is a multiple of 8, so two columns or four are left over.
+template <int kV>
+HWY_INLINE void value_columns(int columns, int count, const float* v, index_t v_stride,
+                              const float* p, const FloatVec (&alpha)[kV], float* o_t) {
+  switch (columns) {
+    case 2: return value_block<2, kV>(count, v, v_stride, p, alpha, o_t);
+    case 4: return value_block<4, kV>(count, v, v_stride, p, alpha, o_t);
+    default: return value_block<6, kV>(count, v, v_stride, p, alpha, o_t);
+  }
+}
+
+// Asks for `count` rows of K or V ahead of their use: rows of a head lie too far apart for the
+// processor to guess the next.
+HWY_INLINE void prefetch_rows(const float* from, index_t stride, int count, int head_dim) {
+  constexpr int kLine = 64 / sizeof(float);
+  for (int r = 0; r < count; ++r) {
+    for (int column = 0; column < head_dim; column += kLine) {
+      hwy::Prefetch(from + r * stride + column);
+    }
+  }
+}
+
 // Scores of a run for one group of lanes, their exponentials, and alpha, by which what was summed
 // before has to shrink because the row maximum grew.
 template <int kHeadDim, int kV>
@@ -148,18 +175,12 @@ HWY_INLINE void softmax_group(const AttentionJob& job, const KvRun& run, const C
   float* scores = chunk.scores + lane;
   FloatVec row_max[kV], row_sum[kV];
   for (int v = 0; v < kV; ++v) row_max[v] = hn::Set(d, kLowest);
-  int i = 0;
-  for (; i + kRows <= run.count; i += kRows) {
-    score_block<kRows, kV>(head_dim, k + i * job.k_stride, job.k_stride, chunk.q_t + lane,
-                           scores + i * kPanel, row_max);
-  }
-  for (; i + 2 <= run.count; i += 2) {
-    score_block<2, kV>(head_dim, k + i * job.k_stride, job.k_stride, chunk.q_t + lane,
-                       scores + i * kPanel, row_max);
-  }
-  for (; i < run.count; ++i) {
-    score_block<1, kV>(head_dim, k + i * job.k_stride, job.k_stride, chunk.q_t + lane,
-                       scores + i * kPanel, row_max);
+  for (int i = 0; i < run.count; i += kRows) {
+    const int rows = std::min(kRows, run.count - i);
+    const int next_rows = std::min(kRows, run.count - i - rows);
+    prefetch_rows(k + (i + rows) * job.k_stride, job.k_stride, next_rows, head_dim);
+    score_rows<kV>(rows, head_dim, k + i * job.k_stride, job.k_stride, chunk.q_t + lane,
+                   scores + i * kPanel, row_max);
   }
   for (int v = 0; v < kV; ++v) {
     const FloatVec old_max = hn::LoadU(d, chunk.row_max + lane + v * kLanes);
@@ -167,7 +188,7 @@ HWY_INLINE void softmax_group(const AttentionJob& job, const KvRun& run, const C
     alpha[v] = exp2(d, hn::Sub(old_max, row_max[v]));
     row_sum[v] = hn::Mul(hn::LoadU(d, chunk.row_sum + lane + v * kLanes), alpha[v]);
   }
-  for (i = 0; i < run.count; ++i) {
+  for (int i = 0; i < run.count; ++i) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
       float* score = scores + i * kPanel + v * kLanes;
       const FloatVec p = exp2(d, hn::Sub(hn::LoadU(d, score), row_max[v]));
@@ -190,41 +211,29 @@ HWY_INLINE void attend_run(const AttentionJob& job, const KvRun& run, const Chun
   softmax_group<kHeadDim, kV>(job, run, chunk, lane, alpha);
   const float* p = chunk.scores + lane;
   float* o_t = chunk.o_t + lane;
-  int i = 0;
-  for (; i + kRows <= head_dim; i += kRows) {
-    value_block<kRows, kV>(run.count, v + i, job.v_stride, p, alpha, o_t + i * kPanel);
-  }
-  for (; i < head_dim; i += 2) {
-    value_block<2, kV>(run.count, v + i, job.v_stride, p, alpha, o_t + i * kPanel);
+  for (int i = 0; i < head_dim; i += kRows) {
+    value_columns<kV>(std::min(kRows, head_dim - i), run.count, v + i, job.v_stride, p, alpha,
+                      o_t + i * kPanel);
   }
 }
 
-// Divides by the row sums and stores the rows: the way back of pack_queries.
-void store_rows(const AttentionJob& job, int first_row, int num_rows, const Chunk& chunk) {
-  const Floats d;
-  const hn::CappedTag<float, 4> d4;
-  constexpr int kStep = HWY_LANES(float) < 4 ? HWY_LANES(float) : 4;
-  for (int lane = 0; lane < num_rows; lane += kLanes) {
-    const FloatVec sum = hn::LoadU(d, chunk.row_sum + lane);
-    const FloatVec inverse =
-        hn::IfThenElse(hn::Gt(sum, hn::Zero(d)), hn::Div(hn::Set(d, 1.0f), sum), hn::Zero(d));
-    for (int column = 0; column < job.head_dim; column += 4) {
-      FloatVec v[4];
-      for (int i = 0; i < 4; ++i) {
-        v[i] = hn::Mul(hn::LoadU(d, chunk.o_t + (column + i) * kPanel + lane), inverse);
-      }
-      hn::StoreInterleaved4(v[0], v[1], v[2], v[3], d,
-                            chunk.scores + (column / 4 * kPanel + lane) * 4);
-    }
+// Divides by the row sums and stores the rows.
+void store_chunk(const AttentionJob& job, int first_row, int num_rows, const Chunk& chunk) {
+  float inverse[kPanel];
+  for (int row = 0; row < kPanel; ++row) {
+    inverse[row] = chunk.row_sum[row] > 0 ? 1.0f / chunk.row_sum[row] : 0.0f;
   }
   dispatch_float(job.out_dtype, [&](auto type) HWY_ATTR {
     using T = decltype(type);
     T* out = static_cast<T*>(job.out) + first_row * job.out_stride;
+    if (num_rows == kPanel) {
+      transpose_back(chunk.o_t, inverse, job.head_dim, out, job.out_stride);
+      return;
+    }
+    T* rows = reinterpret_cast<T*>(chunk.q_t);  // no longer needed
+    transpose_back(chunk.o_t, inverse, job.head_dim, rows, job.head_dim);
     for (int row = 0; row < num_rows; ++row) {
-      for (int column = 0; column < job.head_dim; column += kStep) {
-        const float* from = chunk.scores + (column / 4 * kPanel + row) * 4 + column % 4;
-        store(d4, hn::LoadU(d4, from), out + row * job.out_stride + column);
-      }
+      std::copy_n(rows + row * job.head_dim, job.head_dim, out + row * job.out_stride);
     }
   });
 }
@@ -268,7 +277,7 @@ void attend(const AttentionJob& job) {
       case 128: attend_chunk<128>(job, num_rows, chunk); break;
       default: attend_chunk<0>(job, num_rows, chunk);
     }
-    store_rows(job, job.first_row + row, num_rows, chunk);
+    store_chunk(job, job.first_row + row, num_rows, chunk);
     if (job.lse) store_lse(job, job.first_row + row, num_rows, chunk);
   }
 }
