@@ -3,12 +3,20 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "flashomni/symbols.h"
 
 namespace flashomni {
+
+// What a backend keeps beside the lists of a plan it built, such as copies in device memory. Empty
+// in plans of the free functions below.
+using BackendLists = std::unique_ptr<void, void (*)(void*)>;
+inline BackendLists no_backend_lists() {
+  return {nullptr, [](void*) {}};
+}
 
 // One live query block of one head: attend to kv_blocks[first_kv .. first_kv + num_kv).
 struct AttentionItem {
@@ -26,6 +34,7 @@ struct AttentionPlan {
   std::vector<AttentionItem> items;
   std::vector<std::int32_t> kv_blocks;  // ascending within an item
   SymbolStats stats;
+  BackendLists backend_lists = no_backend_lists();
 };
 
 // Fills `plan` from `symbols`; reuses its storage. After a call with all-live symbols of the same
@@ -51,6 +60,7 @@ struct GemmPlan {
   std::vector<std::int32_t> head_lists;  // [row_blocks, num_heads]: cached then live, ascending
   std::int64_t live_rows = 0;            // sum over heads of rows to compute
   std::int64_t total_rows = 0;           // num_heads times the valid rows
+  BackendLists backend_lists = no_backend_lists();
 
   std::span<const std::int32_t> cached_heads(std::size_t row_block) const;
   std::span<const std::int32_t> live_heads(std::size_t row_block) const;

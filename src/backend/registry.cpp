@@ -1,6 +1,9 @@
 #include "backend/registry.h"
 
 #include "backend/cpu/cpu_backend.h"
+#ifdef FO_HAS_CUDA
+#include "backend/cuda/cuda_backend.h"
+#endif
 #include "backend/reference/reference.h"
 #include "core/check.h"
 
@@ -10,6 +13,10 @@ namespace {
 // Best first: "auto" is the first that is available.
 constexpr BackendEntry kBackends[] = {
     {"cpu", make_cpu_backend, probe_cpu_backend},
+#ifdef FO_HAS_CUDA
+    // Behind cpu: it has no f32 kernels yet, and "auto" promises to run whatever it is given.
+    {"cuda", make_cuda_backend, probe_cuda_backend},
+#endif
     {"reference", make_reference_backend, probe_reference_backend},
 };
 

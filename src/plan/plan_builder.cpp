@@ -40,6 +40,7 @@ void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan) {
   plan.stats = symbols.stats();
   plan.items.clear();
   plan.kv_blocks.clear();
+  plan.backend_lists = no_backend_lists();
   reserve_all_live(symbols, plan);
   for (int item = 0; item < plan.q_grid.batch(); ++item) {
     for (int head = 0; head < plan.num_heads; ++head) {
@@ -85,6 +86,7 @@ void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_toke
   plan.live_rows = plan.total_rows = 0;
   plan.row_blocks.clear();
   plan.head_lists.clear();
+  plan.backend_lists = no_backend_lists();
   const auto capacity = static_cast<std::size_t>(grid.batch()) * (end_block - first_block);
   plan.row_blocks.reserve(capacity);
   plan.head_lists.reserve(capacity * plan.num_heads);

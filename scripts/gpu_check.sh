@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds the CUDA backend and tries it on this GPU: scripts/gpu_check.sh [check|bench] [OUT]
+#   check   (default) every operator against fp64, on random shapes and masks
+#   bench   also times them, and writes bench-<operator>.json into OUT (default: out/gpu)
+# Needs nvcc 13, a driver, and the packages of scripts/setup.sh build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode="${1:-check}" out="${2:-out/gpu}"
+cmake --preset cuda -DFLASHOMNI_BUILD_TESTS=OFF >/dev/null
+cmake --build --preset cuda -j "${JOBS:-$(nproc)}"
+tool=build/cuda/flashomni
+"$tool" info
+"$tool" selftest
+[ "$mode" = bench ] || exit 0
+
+mkdir -p "$out"
+sparsity=0,0.25,0.5,0.75,0.9
+for seq in 4608 16896 33024; do
+  for kind in skip cache mix; do
+    "$tool" bench attention --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
+      --block 128 --kind "$kind" --sparsity "$sparsity" --json >"$out/attention-$kind-$seq.json"
+  done
+  for operator in gemm-q gemm-o; do
+    "$tool" bench "$operator" --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
+      --block 128 --sparsity 0,0.5,0.75,0.9 --json >"$out/$operator-$seq.json"
+  done
+done
+python3 - "$out" <<'PY'
+import json, pathlib, sys
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
+    for row in json.loads(path.read_text())["rows"]:
+        print(f"{row['op']:10} {row.get('kind', ''):6} N={row['seq']:<6} s={row['sparsity']:<5} "
+              f"{row['ms_median']:8.3f} ms {row['tflops_done']:6.0f} TFLOP/s "
+              f"efficiency {row['efficiency']:.3f} error {row['max_rel_err']:.1e}")
+PY

@@ -1,0 +1,206 @@
+#include <algorithm>
+#include <memory>
+
+#include "backend/cuda/attention.h"
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/elementwise.h"
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels.h"
+#include "core/half.h"
+
+namespace flashomni {
+namespace {
+
+using cuda::DeviceAttentionPlan;
+using cuda::DeviceGemmPlan;
+using cuda::LaunchTarget;
+
+cudaStream_t handle_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+// Compute capability 9.0 has the kernels of today (kernels.cu).
+bool has_kernels(const cudaDeviceProp& device) { return device.major == 9 && device.minor == 0; }
+
+std::string describe(const cudaDeviceProp& device) {
+  return format("%s, compute capability %d.%d, %d multiprocessors", device.name, device.major,
+                device.minor, device.multiProcessorCount);
+}
+
+// The backend's lists of a plan: those kept beside it, or new ones in `spare` for this call alone.
+template <typename Lists, typename Plan, typename Fill>
+Lists& lists_of(const Plan& plan, Lists& spare, Fill&& fill) {
+  if (plan.backend_lists) return *static_cast<Lists*>(plan.backend_lists.get());
+  fill(spare);
+  return spare;
+}
+
+// Moves the lists out of a plan while `build` makes it anew, so that their storage is used again.
+template <typename Lists, typename Plan, typename Build>
+Lists& rebuild(Plan& plan, Build&& build) {
+  BackendLists lists = std::move(plan.backend_lists);
+  if (!lists) lists = {new Lists, [](void* data) { delete static_cast<Lists*>(data); }};
+  plan.backend_lists = no_backend_lists();
+  build();
+  plan.backend_lists = std::move(lists);
+  return *static_cast<Lists*>(plan.backend_lists.get());
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(int device_index, const cudaDeviceProp& device)
+      : device_index_(device_index),
+        arch_(10 * device.major + device.minor),
+        num_sms_(device.multiProcessorCount),
+        description_(describe(device)) {
+    FO_CUDA(cudaSetDevice(device_index));
+  }
+
+  std::string_view name() const override { return "cuda"; }
+  std::string description() const override { return description_; }
+  Device device() const override { return {DeviceType::kCuda, device_index_}; }
+
+  Tensor allocate(DType dtype, Layout layout) override {
+    const index_t bytes = layout.num_elements() * size_in_bytes(dtype);
+    void* data = nullptr;
+    if (cudaMalloc(&data, static_cast<std::size_t>(std::max<index_t>(bytes, 1))) != cudaSuccess) {
+      cudaGetLastError();
+      FO_FAIL(kOutOfMemory, "allocate: the GPU has no %lld bytes left",
+              static_cast<long long>(bytes));
+    }
+    return {TensorView(data, dtype, layout, device()), [](void* p, void*) { cudaFree(p); },
+            nullptr};
+  }
+
+  void copy(ConstTensorView from, TensorView to, Stream stream) override {
+    const index_t bytes = to.layout.num_elements() * size_in_bytes(to.dtype);
+    FO_CUDA(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(bytes), cudaMemcpyDefault,
+                            handle_of(stream)));
+    if (to.device.type == DeviceType::kCpu) FO_CUDA(cudaStreamSynchronize(handle_of(stream)));
+  }
+  void synchronize(Stream stream) override {
+    FO_CUDA(cudaStreamSynchronize(handle_of(stream)));
+  }
+
+  // Row-major, as it came, rounded to `dtype`.
+  PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
+    PackedWeight packed;
+    packed.out_features = weight.size(0);
+    packed.in_features = weight.size(1);
+    packed.dtype = dtype;
+    packed.column_group = column_group;
+    Tensor host = Tensor::host(dtype, {packed.out_features, packed.in_features});
+    for (index_t row = 0; row < packed.out_features; ++row) {
+      for (index_t column = 0; column < packed.in_features; ++column) {
+        store_float(host, row * packed.in_features + column,
+                    load_float(weight, row * weight.stride(0) + column * weight.stride(1)));
+      }
+    }
+    packed.storage = allocate(dtype, host.view().layout);
+    copy(host, packed.storage, {});
+    synchronize({});
+    return packed;
+  }
+
+  void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan,
+                            Stream stream) override {
+    auto& lists = rebuild<DeviceAttentionPlan>(
+        plan, [&] { flashomni::build_attention_plan(symbols, plan); });
+    lists.assign(plan, cut_options(), handle_of(stream));
+  }
+  void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
+                       const SparseSymbols* previous, GemmPlan& plan, Stream) override {
+    rebuild<DeviceGemmPlan>(plan, [&] {
+      flashomni::build_gemm_plan(symbols, first_token, num_tokens, previous, plan);
+    }).reset();
+  }
+
+  void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                 float scale, TensorView out, TensorView lse, Stream stream) override {
+    DeviceAttentionPlan spare;
+    lists_of(plan, spare, [&](DeviceAttentionPlan& lists) {
+      lists.assign(plan, cut_options(), handle_of(stream));
+    }).launch(plan, {q, k, v, out, lse, scale}, arch_, num_sms_, handle_of(stream));
+  }
+  void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
+              ConstTensorView bias, const NormRope& epilogue, TensorView out,
+              Stream stream) override {
+    DeviceGemmPlan spare;
+    lists_of(plan, spare, [](DeviceGemmPlan&) {})
+        .launch_q(plan, x, weight, bias, epilogue, out, target(stream));
+  }
+  void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
+                     float steps_since_update, const BiasCacheView& cache,
+                     Stream stream) override {
+    DeviceGemmPlan spare;
+    lists_of(plan, spare, [](DeviceGemmPlan&) {})
+        .launch_o_update(plan, projection, steps_since_update, cache, target(stream));
+  }
+  void gemm_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
+                       std::span<const float> coefficients, const BiasCacheView& cache,
+                       Stream stream) override {
+    DeviceGemmPlan spare;
+    lists_of(plan, spare, [](DeviceGemmPlan&) {})
+        .launch_o_dispatch(plan, projection, coefficients, cache, target(stream));
+  }
+
+  void linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
+              Activation activation, TensorView out, Stream stream) override {
+    cuda::launch_linear(x, weight, bias, activation, out, target(stream));
+  }
+  void norm_modulate(ConstTensorView x, ConstTensorView shift, ConstTensorView scale, float eps,
+                     TensorView out, Stream stream) override {
+    cuda::launch_norm_modulate(x, shift, scale, eps, out, handle_of(stream));
+  }
+  void gated_add(ConstTensorView y, ConstTensorView gate, TensorView residual,
+                 Stream stream) override {
+    cuda::launch_gated_add(y, gate, residual, handle_of(stream));
+  }
+  void block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
+                    const BlockGrid& kv_grid, const BlockScoreOptions& options, BlockScores& scores,
+                    Stream stream) override {
+    pooling_.run(q, k, q_grid, kv_grid, options, scores, handle_of(stream));
+  }
+  void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,
+                TensorView out, Stream stream) override {
+    cuda::launch_forecast(terms, coefficients, out, handle_of(stream));
+  }
+  void push_differences(ConstTensorView value, int order, float steps,
+                        std::span<const TensorView> terms, Stream stream) override {
+    cuda::launch_push_differences(value, order, steps, terms, handle_of(stream));
+  }
+
+ private:
+  cuda::CutOptions cut_options() const { return {.num_sms = num_sms_}; }
+  LaunchTarget target(Stream stream) const { return {arch_, num_sms_, handle_of(stream)}; }
+
+  int device_index_, arch_, num_sms_;
+  std::string description_;
+  cuda::BlockPooling pooling_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  cudaDeviceProp device;
+  FO_CUDA(cudaGetDeviceProperties(&device, options.device_index));
+  if (!has_kernels(device)) {
+    FO_FAIL(kUnsupported, "make_backend: the cuda backend has no kernels for %s; it has for 9.0",
+            describe(device).c_str());
+  }
+  return std::make_unique<CudaBackend>(options.device_index, device);
+}
+
+BackendProbe probe_cuda_backend() {
+  int count = 0;
+  cudaDeviceProp device;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0 ||
+      cudaGetDeviceProperties(&device, 0) != cudaSuccess) {
+    cudaGetLastError();
+    return {false, "no NVIDIA GPU or driver"};
+  }
+  if (!has_kernels(device)) {
+    return {false, "no kernels for " + describe(device) + "; there are for 9.0"};
+  }
+  return {true, describe(device)};
+}
+
+}  // namespace flashomni
