@@ -15,7 +15,9 @@ namespace {
 constexpr int kRows = 6;
 
 inline __m512bh broadcast_pair(const std::uint16_t* pair) {
-  return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const std::int32_t*>(pair));
+  std::int32_t both;  // may lie at any even address
+  __builtin_memcpy(&both, pair, sizeof both);
+  return (__m512bh)_mm512_set1_epi32(both);
 }
 
 template <int kR>
