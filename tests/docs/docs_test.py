@@ -28,6 +28,8 @@ class Documentation(unittest.TestCase):
     def test_paths_exist(self):
         for page in PAGES:
             for path in PATH.findall(page.read_text()):
+                if "NAME" in path:  # stands for any
+                    continue
                 self.assertTrue((ROOT / path).exists(), f"{page.name} names {path}")
 
     def test_links_lead_somewhere(self):

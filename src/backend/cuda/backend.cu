@@ -76,9 +76,7 @@ class CudaBackend final : public Backend {
                             handle_of(stream)));
     if (to.device.type == DeviceType::kCpu) FO_CUDA(cudaStreamSynchronize(handle_of(stream)));
   }
-  void synchronize(Stream stream) override {
-    FO_CUDA(cudaStreamSynchronize(handle_of(stream)));
-  }
+  void synchronize(Stream stream) override { FO_CUDA(cudaStreamSynchronize(handle_of(stream))); }
 
   // Row-major, as it came, rounded to `dtype`.
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
@@ -102,8 +100,8 @@ class CudaBackend final : public Backend {
 
   void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan,
                             Stream stream) override {
-    auto& lists = rebuild<DeviceAttentionPlan>(
-        plan, [&] { flashomni::build_attention_plan(symbols, plan); });
+    auto& lists =
+        rebuild<DeviceAttentionPlan>(plan, [&] { flashomni::build_attention_plan(symbols, plan); });
     lists.assign(plan, cut_options(), handle_of(stream));
   }
   void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
@@ -124,22 +122,21 @@ class CudaBackend final : public Backend {
               ConstTensorView bias, const NormRope& epilogue, TensorView out,
               Stream stream) override {
     DeviceGemmPlan spare;
-    lists_of(plan, spare, [](DeviceGemmPlan&) {})
-        .launch_q(plan, x, weight, bias, epilogue, out, target(stream));
+    lists_of(plan, spare, [](DeviceGemmPlan&) {
+    }).launch_q(plan, x, weight, bias, epilogue, out, target(stream));
   }
   void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
-                     float steps_since_update, const BiasCacheView& cache,
-                     Stream stream) override {
+                     float steps_since_update, const BiasCacheView& cache, Stream stream) override {
     DeviceGemmPlan spare;
-    lists_of(plan, spare, [](DeviceGemmPlan&) {})
-        .launch_o_update(plan, projection, steps_since_update, cache, target(stream));
+    lists_of(plan, spare, [](DeviceGemmPlan&) {
+    }).launch_o_update(plan, projection, steps_since_update, cache, target(stream));
   }
   void gemm_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
                        std::span<const float> coefficients, const BiasCacheView& cache,
                        Stream stream) override {
     DeviceGemmPlan spare;
-    lists_of(plan, spare, [](DeviceGemmPlan&) {})
-        .launch_o_dispatch(plan, projection, coefficients, cache, target(stream));
+    lists_of(plan, spare, [](DeviceGemmPlan&) {
+    }).launch_o_dispatch(plan, projection, coefficients, cache, target(stream));
   }
 
   void linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,

@@ -41,14 +41,20 @@ std::vector<int2> block_table(const BlockGrid& grid) {
 template <typename T>
 const T* upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
   to.reserve(from.size() * sizeof(T) + 1);
-  FO_CUDA(cudaMemcpyAsync(to.as<T>(), from.data(), from.size() * sizeof(T),
-                          cudaMemcpyHostToDevice, stream));
+  FO_CUDA(cudaMemcpyAsync(to.as<T>(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice,
+                          stream));
   return to.as<T>();
 }
 
 PoolInput pool_input(ConstTensorView x, const int2* blocks, int num_blocks) {
-  return {float_array(x), x.stride(0), x.stride(1), x.stride(2),
-          blocks,         num_blocks,  static_cast<int>(x.size(3)), nullptr};
+  return {float_array(x),
+          x.stride(0),
+          x.stride(1),
+          x.stride(2),
+          blocks,
+          num_blocks,
+          static_cast<int>(x.size(3)),
+          nullptr};
 }
 
 // Means [batch, heads, num_blocks, head_dim] and, if asked for, similarities.
