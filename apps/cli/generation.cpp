@@ -170,8 +170,8 @@ void print_sparsity(const Sparsity& sparsity, const GenerateResult& result) {
     std::cout << "Everything was computed (policy dense).\n";
   } else {
     const EngineStats& stats = result.sparsity;
-    std::cout << "Policy " << sparsity.policy << ", preset " << sparsity.preset << " ("
-              << describe_options(sparsity) << ").\n"
+    std::cout << "Preset " << sparsity.preset << ", policy " << sparsity.policy << " ("
+              << describe_options(sparsity) << "); --preset off computes everything.\n"
               << stats.dense_steps << " steps were dense, " << stats.update_steps << " update, "
               << stats.dispatch_steps << " dispatch; " << percent(stats.attention_sparsity)
               << " of the attention and "

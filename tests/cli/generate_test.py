@@ -87,7 +87,7 @@ class Generate(ToolTest):
         done = self.run_ok("generate", "-p", PROMPT, *SMALL, *SCHEDULE, "-o",
                            self.folder / "a.png", "-v")
         self.assertIn(f"Wrote {self.folder / 'a.png'}: {PROMPT}", done.stdout)
-        self.assertIn("preset balanced", done.stdout)
+        self.assertIn("Preset balanced, policy flashomni", done.stdout)
         self.assertIn("4 steps were dense, 2 update, 2 dispatch", done.stdout)
         self.assertRegex(done.stdout, r"attention +\d+\.\d+ +\d+\.\d%")
         self.assertRegex(done.stdout, r"Attention and matrix products take \d+ % of")
