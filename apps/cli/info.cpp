@@ -20,7 +20,7 @@ using nlohmann::ordered_json;
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
   return text.empty() ? "none" : text;
 }
 
@@ -42,6 +42,7 @@ ordered_json describe() {
           {"cpu", cpu_model()},
           {"cores", available_cores()},
           {"cpu_features", cpu_features()},
+          {"gpus", gpu_models()},
           {"backends", describe_backends()},
           {"cpu_kernels", cpu_kernel_sets()},
           {"policies", policies},
@@ -62,7 +63,8 @@ void print(const ordered_json& facts) {
   std::cout << "flashomni " << text("version") << " (" << text("commit") << ")\n"
             << "system     " << text("system") << ", compiler " << text("compiler") << "\n"
             << "cpu        " << text("cpu") << ", " << facts["cores"] << " cores\n"
-            << "features   " << list("cpu_features") << "\n";
+            << "features   " << list("cpu_features") << "\n"
+            << "gpus       " << list("gpus") << "\n";
   for (const auto& backend : facts["backends"]) {
     std::cout << "backend    " << backend["name"].get<std::string>() << ": "
               << (backend["available"].get<bool>() ? "" : "not available, ")

@@ -9,15 +9,15 @@ namespace flashomni::cli {
 namespace {
 
 // The text after `key` and a separator on the first line of `file` that starts with `key`.
-std::string field_of(const char* file, std::string_view key, char separator) {
+std::string field_of(const std::filesystem::path& file, std::string_view key, char separator) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {
     if (!line.starts_with(key)) continue;
     const std::size_t at = line.find(separator);
     if (at == std::string::npos) continue;
     std::string value = line.substr(at + 1);
-    value.erase(0, value.find_first_not_of(" \""));
-    value.erase(value.find_last_not_of(" \"") + 1);
+    value.erase(0, value.find_first_not_of(" \t\""));
+    value.erase(value.find_last_not_of(" \t\"") + 1);
     return value;
   }
   return {};
@@ -51,6 +51,15 @@ std::vector<std::string> cpu_features() {
   if (__builtin_cpu_supports("avx512bf16")) features.push_back("avx512_bf16");
 #endif
   return features;
+}
+
+std::vector<std::string> gpu_models() {
+  std::vector<std::string> models;
+  std::error_code none;
+  for (const auto& gpu : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", none)) {
+    models.push_back(field_of(gpu.path() / "information", "Model", ':'));
+  }
+  return models;
 }
 
 std::string system_name() {

@@ -11,6 +11,7 @@ namespace flashomni::cli {
 std::string cpu_model();                  // "AMD EPYC 9554 64-Core Processor", or the architecture
 std::vector<std::string> cpu_features();  // of those that some kernel asks for
 std::string system_name();                // "Debian GNU/Linux 12 (bookworm)"
+std::vector<std::string> gpu_models();    // NVIDIA's, as the driver names them
 bool has_native_bf16();                   // AVX512_BF16
 int available_cores();
 

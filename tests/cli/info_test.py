@@ -7,8 +7,8 @@ from support import ROOT, TOOL, ToolTest, run
 class Info(ToolTest):
     def test_json_says_what_there_is(self):
         facts = self.run_json("info")
-        for key in ("version", "commit", "system", "cpu", "cpu_features", "backends", "cpu_kernels",
-                    "policies", "compiler", "libraries"):
+        for key in ("version", "commit", "system", "cpu", "cpu_features", "gpus", "backends",
+                    "cpu_kernels", "policies", "compiler", "libraries"):
             self.assertIn(key, facts)
         self.assertIn("reference", [b["name"] for b in facts["backends"] if b["available"]])
 
