@@ -29,7 +29,8 @@ Pieces cut(const AttentionPlan& plan, const CutOptions& options) {
 TEST(CudaPieces, CoverEveryItemOnceInOrder) {
   for (const int block_kv : {16, 64, 128, 256}) {
     const AttentionPlan plan = dense_plan(1300, 3, block_kv);
-    const Pieces pieces = cut(plan, {.num_sms = 7, .smallest_part = 1, .most_parts = 5});
+    const Pieces pieces =
+        cut(plan, {.num_sms = 7, .most_items_per_sm = 99, .smallest_part = 1, .most_parts = 5});
     std::size_t at = 0;
     for (const AttentionItem& item : plan.items) {
       std::int32_t next = item.first_kv;
@@ -50,7 +51,8 @@ TEST(CudaPieces, CoverEveryItemOnceInOrder) {
 
 TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
   const Pieces pieces =
-      cut(dense_plan(4096, 2, 128), {.num_sms = 8, .smallest_part = 2, .most_parts = 16});
+      cut(dense_plan(4096, 2, 128),
+          {.num_sms = 8, .most_items_per_sm = 99, .smallest_part = 2, .most_parts = 16});
   std::map<int, int> users;
   for (const AttentionPiece& piece : pieces.list) {
     if (piece.num_parts > 1) ++users[piece.slot + piece.part];
@@ -61,7 +63,7 @@ TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
 }
 
 TEST(CudaPieces, OnlyTheLastItemsOfALongPlanAreCut) {
-  const Pieces pieces = cut(dense_plan(16896, 24, 128), {.num_sms = 132});
+  const Pieces pieces = cut(dense_plan(16896, 24, 128), {.most_items_per_sm = 99});
   EXPECT_EQ(pieces.list.front().num_parts, 1);
   EXPECT_GT(pieces.list.back().num_parts, 1);
   bool cut_before = false;
@@ -69,6 +71,11 @@ TEST(CudaPieces, OnlyTheLastItemsOfALongPlanAreCut) {
     EXPECT_FALSE(cut_before && piece.num_parts == 1) << "a whole item after a cut one";
     cut_before = piece.num_parts > 1;
   }
+}
+
+TEST(CudaPieces, OnlyPlansOfFewItemsAreCut) {
+  EXPECT_EQ(cut(dense_plan(4096, 3, 128), {.num_sms = 132}).num_slots, 0);  // 96 items
+  EXPECT_GT(cut(dense_plan(4096, 2, 128), {.num_sms = 132}).num_slots, 0);  // 64
 }
 
 TEST(CudaPieces, PartsBeginAtWholeTiles) {

@@ -38,6 +38,8 @@ void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Piece
   const auto tiles_of = [&](const AttentionItem& item) {
     return divide_up(item.num_kv, tile_blocks) * block_tiles;
   };
+  const double items_per_sm = static_cast<double>(plan.items.size()) / options.num_sms;
+  const int most_parts = items_per_sm > options.most_items_per_sm ? 1 : options.most_parts;
   std::int64_t remaining = 0;
   for (const AttentionItem& item : plan.items) remaining += tiles_of(item);
   for (const AttentionItem& item : plan.items) {
@@ -46,7 +48,7 @@ void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Piece
         std::max<std::int64_t>(options.smallest_part, divide_up(remaining, options.num_sms));
     remaining -= tiles;
     const std::int64_t parts = std::min<std::int64_t>(
-        {divide_up(tiles, share), options.most_parts, divide_up(item.num_kv, tile_blocks)});
+        {divide_up(tiles, share), most_parts, divide_up(item.num_kv, tile_blocks)});
     append_parts(plan, item, static_cast<int>(std::max<std::int64_t>(parts, 1)), tile_blocks,
                  pieces);
   }

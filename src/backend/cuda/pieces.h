@@ -10,10 +10,12 @@
 
 namespace flashomni::cuda {
 
-// How finely the last items are cut; docs/kernels/attention_sm90.md has the measurements.
+// How finely items are cut. docs/kernels/attention_sm90.md has the measurements: a part costs as
+// much as a piece besides its tiles, so cutting pays only where most multiprocessors would idle.
 struct CutOptions {
   int num_sms = 132;
-  int smallest_part = 8;  // tiles: shorter parts cost more to merge than they balance
+  double most_items_per_sm = 0.5;  // plans with more items than this are not cut
+  int smallest_part = 8;           // tiles
   int most_parts = 8;
 };
 
@@ -22,9 +24,9 @@ struct Pieces {
   int num_slots = 0;  // partial results
 };
 
-// Keeps the items' order. An item is cut when it is longer than its share of the tiles that remain,
-// from it to the end of the plan, on every SM: so the early ones stay whole, and the last are short
-// enough to end together. Parts begin at whole tiles.
+// Keeps the items' order. In a plan of few items, one is cut when it is longer than its share of
+// the tiles that remain, from it to the end of the plan, on every SM: so the early ones stay whole,
+// and the last are short enough to end together. Parts begin at whole tiles.
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces);
 
 }  // namespace flashomni::cuda
