@@ -92,10 +92,11 @@ HeadTensor pack_all_values(Context& context, const AttentionPlan& plan, ConstTen
   return packed;
 }
 
-// The kv blocks of an item as runs: neighbours merged, cut to kMaxRun tokens. A block that does
+// The kv blocks of an item as runs: neighbours merged, cut to max_run tokens. A block that does
 // not fill its last granule of packed V ends a run.
-int make_runs(const AttentionPlan& plan, const AttentionItem& item, int granule,
+int make_runs(const AttentionPlan& plan, const AttentionItem& item, const ProductKernels& kernels,
               const int* packed_starts, KvRun* runs) {
+  const int max_run = kernels.attention.max_run;
   int count = 0;
   bool open = false;  // the last run ends at a granule
   for (int n = 0; n < item.num_kv; ++n) {
@@ -105,13 +106,13 @@ int make_runs(const AttentionPlan& plan, const AttentionItem& item, int granule,
     for (int done = 0; done < block.count;) {
       KvRun* last = count ? &runs[count - 1] : nullptr;
       const bool extend =
-          open && last->start + last->count == block.start + done && last->count < kMaxRun;
+          open && last->start + last->count == block.start + done && last->count < max_run;
       if (!extend) runs[count++] = {block.start + done, 0, packed + done};
       last = &runs[count - 1];
-      const int taken = std::min(block.count - done, kMaxRun - last->count);
+      const int taken = std::min(block.count - done, max_run - last->count);
       last->count += taken;
       done += taken;
-      open = last->count % granule == 0;
+      open = last->count % kernels.value_granule == 0;
     }
   }
   return count;
@@ -138,8 +139,8 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
 
   // A worker's memory: the kernel's, then the runs of the item.
   const std::size_t kernel_bytes = (kernels.attention.scratch_bytes(head_dim) + 63) / 64 * 64;
-  const std::size_t max_runs =
-      static_cast<std::size_t>(num_blocks + plan.kv_grid.num_tokens() / kMaxRun + 1);
+  const std::size_t max_runs = static_cast<std::size_t>(
+      num_blocks + plan.kv_grid.num_tokens() / kernels.attention.max_run + 1);
   context.worker_scratch.reserve(kernel_bytes + max_runs * sizeof(KvRun));
 
   context.pool.parallel_for(static_cast<index_t>(plan.items.size()), [&](index_t i, int worker) {
@@ -161,7 +162,7 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
     job.num_rows = rows.count;
     job.scale = scale;
     job.runs = runs;
-    job.num_runs = make_runs(plan, item, kernels.value_granule, packed_starts, runs);
+    job.num_runs = make_runs(plan, item, kernels, packed_starts, runs);
     job.out = const_cast<void*>(target.at(item.batch, item.head));
     job.out_stride = target.token_stride;
     job.out_dtype = out.dtype;

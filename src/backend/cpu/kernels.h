@@ -64,13 +64,14 @@ struct AttentionJob {
   void* scratch = nullptr;
 };
 
+// Bound of AttentionKernel::max_run.
+inline constexpr int kMaxRun = 128;
+
 struct AttentionKernel {
   void (*run)(const AttentionJob&) = nullptr;
   std::size_t (*scratch_bytes)(int head_dim) = nullptr;
+  int max_run = kMaxRun;  // tokens; runs are cut to this many, so that scores stay near the core
 };
-
-// Runs are cut to this many tokens, so that the scores of a chunk stay near the core.
-inline constexpr int kMaxRun = 128;
 
 // Runs the multiply instruction on registers alone; returns the floating-point operations done.
 using PeakLoop = double (*)(int rounds);
