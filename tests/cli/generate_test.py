@@ -135,7 +135,7 @@ class Generate(ToolTest):
 class Compare(ToolTest):
     def test_the_sheet_and_the_numbers_agree(self):
         sheet = self.folder / "c.png"
-        result = self.run_json("compare", "-p", PROMPT, *SMALL, "-o", sheet)
+        result = self.run_json("compare", "-p", PROMPT, *SMALL, *SCHEDULE, "-o", sheet)
         for key in ("psnr_db", "ssim", "max_abs_diff", "speedup_denoise", "macs_ratio", "why"):
             self.assertIn(key, result)
         dense, sparse = result["dense"], result["sparse"]
