@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 
 # Public header -> the layer that owns it.
-PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "plan": "plan",
+PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order": "symbols",
+          "plan": "plan",
           "backend": "backend", "attention": "ops", "gemm": "ops", "policy": "policy",
           "engine": "engine", "safetensors": "io", "png": "io", "flux": "models",
           "pipeline": "pipeline", "image_metrics": "pipeline"}

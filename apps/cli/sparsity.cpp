@@ -45,6 +45,14 @@ bool is_policy_option(const std::string& name) {
                              [&](const PolicyInfo& policy) { return has_option(policy, name); });
 }
 
+PolicyInfo find_named_policy(const std::string& name) {
+  try {
+    return find_policy(name);
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
+}
+
 std::string preset_names() {
   std::string names = "off";
   const std::filesystem::path folder = find_shipped("presets");
@@ -140,15 +148,15 @@ void add_sparsity_options(CLI::App& command, SparsityArguments& arguments) {
       ->group("Sparsity");
   std::string names;
   for (const PolicyInfo& policy : list_policies()) {
-    names += (names.empty() ? "" : ", ") + std::string(policy.name);
+    names += (names.empty() ? "" : ", ") + policy.name;
   }
-  add_flag("sparsity-policy", names);
+  add_flag("sparsity-policy", names + ", or SKIP+CACHE; docs/policies.md");
   for (const EngineOption& option : kEngineOptions) add_flag(option.name, option.help);
   for (const PolicyInfo& policy : list_policies()) {
     for (const std::string_view option : policy.options) {
       const std::string name(option);
       if (!command.get_option_no_throw("--" + name)) {
-        add_flag(name, "policy " + std::string(policy.name) + ", docs/presets.md");
+        add_flag(name, "policy " + policy.name + ", docs/policies.md");
       }
     }
   }
@@ -170,12 +178,10 @@ Sparsity resolve_sparsity(const SparsityArguments& arguments) {
   if (values.contains("sparsity-policy")) sparsity.policy = values["sparsity-policy"];
 
   // A preset's options of another policy do not apply; flags are the user's word and must fit.
-  for (const PolicyInfo& policy : list_policies()) {
-    if (policy.name != sparsity.policy) continue;
-    std::erase_if(values, [&](const auto& value) {
-      return is_policy_option(value.first) && !has_option(policy, value.first);
-    });
-  }
+  const PolicyInfo policy = find_named_policy(sparsity.policy);
+  std::erase_if(values, [&](const auto& value) {
+    return is_policy_option(value.first) && !has_option(policy, value.first);
+  });
   for (const auto& [name, value] : arguments.flags) values[name] = value;
   for (const auto& [name, value] : values) {
     if (is_policy_option(name)) sparsity.policy_options[name] = value;

@@ -72,6 +72,8 @@ struct SequenceShape {
   int hidden_dim = 0;  // out_features of the output projections
   DType dtype = DType::kF32;
   int num_layers = 0;
+  // Of the image tokens, in sequence order; empty: unknown, which some policies cannot do with.
+  std::vector<TokenPlace> places = {};
 };
 
 // Something that ran otherwise than asked for, and why. Layer -1: not about one layer.
@@ -125,6 +127,7 @@ class Engine {
   Backend& backend() const;
   const EngineOptions& options() const;
   const SparsityPolicy& policy() const;
+  std::span<const TokenPlace> places() const;  // as given to begin()
 
  private:
   struct State;

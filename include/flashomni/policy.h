@@ -8,12 +8,14 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "flashomni/backend.h"  // BlockScores
 #include "flashomni/symbols.h"
+#include "flashomni/token_order.h"
 
 namespace flashomni {
 
@@ -24,6 +26,8 @@ struct PolicyContext {
   int step = 0, num_steps = 1;
   double ramp = 1;                      // factor on thresholds, in [0, 1]: (step / num_steps)^p
   const BlockScores* scores = nullptr;  // measured as `needs` asked; nullptr if it asked nothing
+  // Where the image tokens stand, in sequence order; empty if the model did not say.
+  std::span<const TokenPlace> places = {};
 };
 
 class SparsityPolicy {
@@ -37,7 +41,10 @@ class SparsityPolicy {
   virtual void select(const PolicyContext& context, SparseSymbols& symbols) const = 0;
   // One sentence if the policy cannot do on such a sequence what its options ask for, else "".
   // The engine notes it as a fallback of the generation.
-  virtual std::string limitation(const BlockGrid& /*q_grid*/) const { return {}; }
+  virtual std::string limitation(const BlockGrid& /*q_grid*/,
+                                 std::span<const TokenPlace> /*places*/) const {
+    return {};
+  }
   // True for a policy that never leaves anything out: the engine then runs every step dense.
   virtual bool is_dense() const { return false; }
 };
@@ -69,12 +76,23 @@ SelectionScores select_flashomni(const FlashOmniOptions& options, double ramp,
 // Option values as text, e.g. {"tau-q", "0.5"}; the CLI and preset files use the same names.
 using PolicyOptions = std::map<std::string, std::string>;
 
+// What a policy decides, and hence what it can be composed with.
+enum class PolicyKind {
+  kSkip,      // which key blocks a query block skips
+  kCache,     // which query blocks are cached
+  kComplete,  // both, or neither: composes with nothing
+};
+
 struct PolicyInfo {
-  std::string_view name, summary;
+  std::string name, summary;
+  PolicyKind kind = PolicyKind::kComplete;
   std::vector<std::string_view> options;
 };
 std::vector<PolicyInfo> list_policies();
-// Throws kInvalidArgument for an unknown policy, an unknown option, or a value out of range.
+// Of one of the list, or of a composition "SKIP+CACHE" of a kSkip and a kCache policy, which has
+// the options of both. Throws kInvalidArgument for an unknown name or two that do not compose.
+PolicyInfo find_policy(std::string_view name);
+// Throws as find_policy does, and for an unknown option or a value out of range.
 std::unique_ptr<SparsityPolicy> make_policy(std::string_view name, const PolicyOptions& options);
 
 }  // namespace flashomni

@@ -125,7 +125,7 @@ void bind_pipeline(nb::module_& module) {
   module.def("list_policies", [] {
     std::map<std::string, std::vector<std::string>> options_of;
     for (const PolicyInfo& policy : list_policies()) {
-      options_of[std::string(policy.name)].assign(policy.options.begin(), policy.options.end());
+      options_of[policy.name].assign(policy.options.begin(), policy.options.end());
     }
     return options_of;
   });

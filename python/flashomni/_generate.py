@@ -80,7 +80,8 @@ class _Sparsity:
         }
         # A preset's options of another policy do not apply; the caller's must fit.
         known = {option for names in of_policy.values() for option in names}
-        other = known - set(of_policy.get(self.policy, ()))
+        parts = self.policy.split("+")
+        other = known.difference(*(of_policy.get(part, ()) for part in parts))
         values = {key: value for key, value in values.items() if key not in other} | options
         values.pop("sparsity_policy", None)
         self.engine = _engine_options(values, strict)

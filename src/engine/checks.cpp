@@ -82,6 +82,13 @@ void check_sequence(const SequenceShape& shape) {
   FO_CHECK(shape.head_dim >= 1, "begin: head_dim is %d, must be at least 1", shape.head_dim);
   FO_CHECK(shape.hidden_dim >= 1, "begin: hidden_dim is %d, must be at least 1", shape.hidden_dim);
   FO_CHECK(shape.num_layers >= 1, "begin: num_layers is %d, must be at least 1", shape.num_layers);
+  std::size_t image_tokens = 0;
+  for (const Segment& segment : shape.segments) {
+    if (segment.kind == SegmentKind::kImage) image_tokens += segment.num_tokens;
+  }
+  FO_CHECK(shape.places.empty() || shape.places.size() == image_tokens,
+           "begin: there are %zu places, the sequence has %zu image tokens", shape.places.size(),
+           image_tokens);
 }
 
 void check_layer(const char* function, int layer, int num_layers) {

@@ -88,7 +88,7 @@ void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) 
   s.fallbacks.clear();
   s.step = -1;
   s.branch_done.assign(num_branches, true);
-  const std::string limitation = s.policy->limitation(s.all_live.q_grid());
+  const std::string limitation = s.policy->limitation(s.all_live.q_grid(), shape.places);
   if (!limitation.empty()) s.fall_back(-1, limitation);
 }
 
@@ -195,7 +195,8 @@ void Engine::State::select_symbols(int layer, LayerState& state) {
                         .branch = branch,
                         .step = step,
                         .num_steps = num_steps,
-                        .ramp = std::pow(static_cast<double>(step) / num_steps, options.ramp)};
+                        .ramp = std::pow(static_cast<double>(step) / num_steps, options.ramp),
+                        .places = shape.places};
   if (const auto needs = policy->needs()) {
     joint->score(*needs, scores);
     context.scores = &scores;
@@ -318,5 +319,6 @@ const std::vector<Fallback>& Engine::fallbacks() const { return state_->fallback
 Backend& Engine::backend() const { return state_->backend; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const SparsityPolicy& Engine::policy() const { return *state_->policy; }
+std::span<const TokenPlace> Engine::places() const { return state_->shape.places; }
 
 }  // namespace flashomni

@@ -20,7 +20,11 @@ class OptionReader {
   const std::string* find(std::string_view option) const;
   // nullopt if absent.
   std::optional<double> number(std::string_view option, double minimum, double maximum) const;
-  bool flag(std::string_view option, bool absent) const;  // 0, 1, false, true
+  std::optional<int> integer(std::string_view option, int minimum, int maximum) const;
+  bool flag(std::string_view option, bool absent) const;                 // 0, 1, false, true
+  PolicyScope scope(std::string_view option, PolicyScope absent) const;  // head, layer
+  // "8x8" or "4x8x8": rows and columns, with or without frames before them; each at least 1.
+  TokenGrid size(std::string_view option, const TokenGrid& absent) const;
   [[noreturn]] void reject(std::string_view option, std::string_view allowed) const;
 
  private:

@@ -270,7 +270,7 @@ TEST_F(EngineState, NotesThatCachingNeedsText) {
   EngineOptions options = toy_options();
   Engine engine(backend_, options, make_policy("flashomni", {}));
   engine.begin(shape, 5, 1);
-  const char* reason = "no text tokens: caching needs a text/image split, only keys are skipped";
+  const char* reason = "no text tokens: caching needs a text/image split, nothing is cached";
   ASSERT_EQ(engine.fallbacks().size(), 1u);
   EXPECT_EQ(engine.fallbacks()[0].layer, -1);
   EXPECT_EQ(engine.fallbacks()[0].reason, reason);

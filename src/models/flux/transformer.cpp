@@ -95,7 +95,8 @@ void FluxTransformer::begin(Engine& engine, int text_tokens, int grid_height, in
        .head_dim = m.config.head_dim,
        .hidden_dim = m.config.hidden_dim(),
        .dtype = m.dtype,
-       .num_layers = m.config.total_layers()},
+       .num_layers = m.config.total_layers(),
+       .places = place_tokens({1, grid_height, grid_width}, TokenOrder::kRaster, 1)},
       num_steps, num_branches);
 }
 
