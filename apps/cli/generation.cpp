@@ -53,31 +53,31 @@ std::string percent(double fraction) {
 
 }  // namespace
 
-void add_generation_options(CLI::App& command, GenerationArguments& arguments) {
-  command.add_option("-p,--prompt", arguments.prompt, "what to draw")->required();
+void add_model_options(CLI::App& command, ModelArguments& arguments) {
   command.add_option("-m,--model", arguments.model,
                      "folder with model_index.json; default models/flux-mini");
   command.add_option("-W,--width", arguments.width, "pixels; default of the model");
   command.add_option("-H,--height", arguments.height, "pixels; default of the model");
   command.add_option("--steps", arguments.steps, "denoising steps; default of the model");
-  command.add_option("-s,--seed", arguments.seed, "of the noise")->capture_default_str();
   command.add_option("--cfg", arguments.cfg,
                      "true classifier-free guidance, 1 = off; default of the model");
   command.add_option("--guidance", arguments.guidance,
                      "value for the guidance embedder; default of the model");
   command.add_option("--dtype", arguments.dtype, "auto, f32 or bf16")->capture_default_str();
-  command.add_option("-o,--out", arguments.out, "PNG file to write")->capture_default_str();
   add_backend_options(command, arguments.backend);
+}
+
+void add_generation_options(CLI::App& command, GenerationArguments& arguments) {
+  command.add_option("-p,--prompt", arguments.prompt, "what to draw")->required();
+  add_model_options(command, arguments);
+  command.add_option("-s,--seed", arguments.seed, "of the noise")->capture_default_str();
+  command.add_option("-o,--out", arguments.out, "PNG file to write")->capture_default_str();
   add_sparsity_options(command, arguments.sparsity);
   command.add_flag("--json", arguments.json, "one JSON object on stdout");
   command.add_flag("-v,--verbose", arguments.verbose, "where the time went");
 }
 
-Session open_session(const GenerationArguments& arguments) {
-  const std::filesystem::path folder = std::filesystem::path(arguments.out).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
-    throw UsageError("--out: there is no folder " + folder.string());
-  }
+Session open_model(const ModelArguments& arguments) {
   const std::filesystem::path model = find_model(arguments.model);
   std::unique_ptr<Backend> backend = make_backend(arguments.backend);
   const DType dtype = choose_dtype(arguments.dtype, *backend);
@@ -85,13 +85,24 @@ Session open_session(const GenerationArguments& arguments) {
       std::string(backend->name()) + " (" + backend->description() + ")");
   Session session{Pipeline::load(model, std::move(backend), dtype), model, dtype, {}};
   const PipelineDefaults& defaults = session.pipeline.defaults();
-  session.request = {.prompt = arguments.prompt,
+  session.request = {.prompt = "",
                      .width = arguments.width.value_or(defaults.width),
                      .height = arguments.height.value_or(defaults.height),
                      .steps = arguments.steps.value_or(defaults.steps),
                      .cfg = arguments.cfg.value_or(defaults.cfg),
                      .guidance = arguments.guidance.value_or(defaults.guidance),
-                     .seed = arguments.seed};
+                     .seed = 0};
+  return session;
+}
+
+Session open_session(const GenerationArguments& arguments) {
+  const std::filesystem::path folder = std::filesystem::path(arguments.out).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    throw UsageError("--out: there is no folder " + folder.string());
+  }
+  Session session = open_model(arguments);
+  session.request.prompt = arguments.prompt;
+  session.request.seed = arguments.seed;
   return session;
 }
 
@@ -106,6 +117,11 @@ GenerateResult draw(Session& session, const Sparsity& sparsity, const std::strin
     progress.show(step.step + 1, std::string(step_kind_name(step.kind)));
   };
   return as_usage([&] { return session.pipeline.generate(session.request, *engine, show); });
+}
+
+GenerateResult draw_silently(Session& session, const Sparsity& sparsity) {
+  const auto engine = make_engine(session.pipeline.backend(), sparsity);
+  return as_usage([&] { return session.pipeline.generate(session.request, *engine); });
 }
 
 nlohmann::ordered_json to_json(const Session& session, const Sparsity& sparsity,

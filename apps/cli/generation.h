@@ -1,4 +1,4 @@
-// generation.h -- what `generate` and `compare` share: arguments, loading, one run, its record.
+// generation.h -- what the subcommands that draw share: arguments, loading, one run, its record.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,16 +15,22 @@
 
 namespace flashomni::cli {
 
-struct GenerationArguments {
-  std::string prompt, model, dtype = "auto", out;
+// The model and how it draws, whatever the prompt and the sparsity.
+struct ModelArguments {
+  std::string model, dtype = "auto";
   std::optional<int> width, height, steps;  // absent: the model's default
   std::optional<double> cfg, guidance;
-  std::uint64_t seed = 0;
   BackendChoice backend;
+};
+
+struct GenerationArguments : ModelArguments {
+  std::string prompt, out;
+  std::uint64_t seed = 0;
   SparsityArguments sparsity;
   bool json = false, verbose = false;
 };
 
+void add_model_options(CLI::App& command, ModelArguments& arguments);
 void add_generation_options(CLI::App& command, GenerationArguments& arguments);
 
 // A loaded model and what to draw with it.
@@ -34,14 +40,18 @@ struct Session {
   DType dtype;
   GenerateRequest request;
 };
-// Says on stderr what it loads. Throws UsageError if there is no model, or no folder to write to.
+// Says on stderr what it loads; the request has no prompt yet. Throws UsageError if there is no
+// model.
+Session open_model(const ModelArguments& arguments);
+// The same with prompt and seed. Throws UsageError also if there is no folder to write to.
 Session open_session(const GenerationArguments& arguments);
 
 // One forward pass of the request's size, so that the next times are those of a warm program.
 void warm_up(Session& session);
-// Draws with a progress bar named `label`. Here and in warm_up,
+// Draws with a progress bar named `label`, or silently. Here and in warm_up,
 // a request that the model cannot draw is a UsageError.
 GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label);
+GenerateResult draw_silently(Session& session, const Sparsity& sparsity);
 
 // The record of a run, as `generate --json` prints it.
 nlohmann::ordered_json to_json(const Session& session, const Sparsity& sparsity,

@@ -62,6 +62,21 @@ Picture side_by_side(const std::vector<Panel>& panels) {
   return sheet;
 }
 
+Picture stack(const std::vector<Picture>& pictures) {
+  Picture all{0, kGap * static_cast<int>(pictures.size() - 1), {}};
+  for (const Picture& picture : pictures) {
+    all.width = std::max(all.width, picture.width);
+    all.height += picture.height;
+  }
+  all.rgb.assign(static_cast<std::size_t>(3) * all.width * all.height, kPaper);
+  int top = 0;
+  for (const Picture& picture : pictures) {
+    paste(picture, all, 0, top);
+    top += picture.height + kGap;
+  }
+  return all;
+}
+
 Picture difference(const Picture& a, const Picture& b, int gain) {
   Picture difference{a.width, a.height, std::vector<std::uint8_t>(a.rgb.size())};
   for (std::size_t i = 0; i < a.rgb.size(); ++i) {

@@ -17,6 +17,9 @@ struct Panel {
 // The panels, which are of one size, from left to right under a strip with their captions.
 Picture side_by_side(const std::vector<Panel>& panels);
 
+// The pictures from top to bottom, on white.
+Picture stack(const std::vector<Picture>& pictures);
+
 // |a - b| times `gain`, clipped to 255.
 Picture difference(const Picture& a, const Picture& b, int gain);
 

@@ -168,6 +168,14 @@ Sparsity dense_sparsity() {
   return sparsity;
 }
 
+void check_option_names(const SparsityArguments& arguments) {
+  for (const auto& [name, value] : arguments.flags) {
+    if (name != "sparsity-policy" && !is_engine_option(name) && !is_policy_option(name)) {
+      throw UsageError("there is no sparsity option '" + name + "'; docs/presets.md lists them");
+    }
+  }
+}
+
 Sparsity resolve_sparsity(const SparsityArguments& arguments) {
   Sparsity sparsity = dense_sparsity();
   sparsity.preset = arguments.preset;
@@ -189,6 +197,15 @@ Sparsity resolve_sparsity(const SparsityArguments& arguments) {
   sparsity.engine = read_engine_options(values);
   sparsity.engine.strict = arguments.strict;
   return sparsity;
+}
+
+void check_policy(const Sparsity& sparsity) {
+  try {
+    make_policy(sparsity.policy, sparsity.policy_options);
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kInvalidArgument) throw UsageError(error.what());
+    throw;
+  }
 }
 
 std::unique_ptr<Engine> make_engine(Backend& backend, const Sparsity& sparsity) {

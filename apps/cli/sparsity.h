@@ -32,9 +32,15 @@ struct Sparsity {
   EngineOptions engine;
 };
 
+// Throws UsageError for an option in `flags` that neither the engine nor any policy has.
+void check_option_names(const SparsityArguments& arguments);
+
 // Throws UsageError for an unknown preset, option or value.
 Sparsity resolve_sparsity(const SparsityArguments& arguments);
 Sparsity dense_sparsity();
+
+// Throws UsageError for a policy or a value of its options that does not exist.
+void check_policy(const Sparsity& sparsity);
 
 // `backend` outlives the engine.
 std::unique_ptr<Engine> make_engine(Backend& backend, const Sparsity& sparsity);
