@@ -15,7 +15,7 @@ PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order"
           "plan": "plan",
           "backend": "backend", "attention": "ops", "gemm": "ops", "policy": "policy",
           "engine": "engine", "safetensors": "io", "png": "io", "flux": "models",
-          "pipeline": "pipeline", "image_metrics": "pipeline"}
+          "pipeline": "pipeline", "image_metrics": "pipeline", "record": "pipeline"}
 
 # Folder -> (layers whose public headers it may use, its own src/ prefixes, third-party prefixes).
 # The first matching folder counts.

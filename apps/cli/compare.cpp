@@ -55,18 +55,21 @@ void print_summary(const Session& session, const GenerateResult& dense,
 }
 
 void run(const GenerationArguments& arguments) {
-  const Sparsity sparsity = resolve_sparsity(arguments.sparsity);
-  Session session = open_session(arguments);
+  const std::unique_ptr<RunRecord> replayed = read_replay(arguments.recording);
+  const Sparsity sparsity = resolve_sparsity(arguments.sparsity, replayed.get());
+  Session session = open_session(arguments, replayed.get());
+  Recording recording(arguments.recording, replayed.get());
   warm_up(session);
   const GenerateResult dense = draw(session, dense_sparsity(), "Dense ");
-  const GenerateResult sparse = draw(session, sparsity, "Sparse");
+  const GenerateResult sparse = draw(session, sparsity, "Sparse", recording.record());
   const Distance apart = distance(dense.picture, sparse.picture);
   write_png(arguments.out, make_sheet(dense, sparse, apart),
             {{"parameters", parameters_text(session, sparsity)}});
+  recording.finish(sparsity, &dense);
 
   const std::vector<std::string> why = explain(dense, sparse, sparsity);
   if (arguments.json) {
-    const nlohmann::ordered_json record = {
+    nlohmann::ordered_json json = {
         {"dense", to_json(session, dense_sparsity(), dense, arguments.out)},
         {"sparse", to_json(session, sparsity, sparse, arguments.out)},
         {"psnr_db", apart.psnr_db},
@@ -75,7 +78,8 @@ void run(const GenerationArguments& arguments) {
         {"speedup_denoise", dense.seconds_denoise / sparse.seconds_denoise},
         {"macs_ratio", dense.macs_done > 0 ? sparse.macs_done / dense.macs_done : 1},
         {"why", why}};
-    std::cout << record.dump(2) << "\n";
+    recording.add_to(json);
+    std::cout << json.dump(2) << "\n";
     return;
   }
   std::cout << "Wrote " << arguments.out << ": dense, sparse and their difference, for \""
@@ -83,6 +87,7 @@ void run(const GenerationArguments& arguments) {
   print_summary(session, dense, sparse, apart);
   print_sparsity(sparsity, sparse);
   for (const std::string& sentence : why) std::cout << sentence << "\n";
+  recording.print();
   if (!arguments.verbose) return;
   std::cout << "\nDense:\n";
   print_op_times(dense);

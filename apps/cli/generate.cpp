@@ -13,12 +13,17 @@ namespace flashomni::cli {
 namespace {
 
 void run(const GenerationArguments& arguments) {
-  const Sparsity sparsity = resolve_sparsity(arguments.sparsity);
-  Session session = open_session(arguments);
-  const GenerateResult result = draw(session, sparsity, "Drawing");
+  const std::unique_ptr<RunRecord> replayed = read_replay(arguments.recording);
+  const Sparsity sparsity = resolve_sparsity(arguments.sparsity, replayed.get());
+  Session session = open_session(arguments, replayed.get());
+  Recording recording(arguments.recording, replayed.get());
+  const GenerateResult result = draw(session, sparsity, "Drawing", recording.record());
   write_png(arguments.out, result.picture, {{"parameters", parameters_text(session, sparsity)}});
+  recording.finish(sparsity);
   if (arguments.json) {
-    std::cout << to_json(session, sparsity, result, arguments.out).dump(2) << "\n";
+    nlohmann::ordered_json json = to_json(session, sparsity, result, arguments.out);
+    recording.add_to(json);
+    std::cout << json.dump(2) << "\n";
     return;
   }
   const GenerateRequest& request = session.request;
@@ -30,6 +35,7 @@ void run(const GenerationArguments& arguments) {
                 result.seconds_total);
   std::cout << "Wrote " << arguments.out << ": " << request.prompt << "\n" << line;
   print_sparsity(sparsity, result);
+  recording.print();
   if (arguments.verbose) print_op_times(result);
 }
 

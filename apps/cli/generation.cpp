@@ -45,6 +45,25 @@ auto as_usage(F&& f) {
   }
 }
 
+// Of a replayed run, if there is one, and else without a prompt.
+GenerateRequest make_request(const ModelArguments& arguments, const PipelineDefaults& defaults,
+                             const RunRecord* replay) {
+  GenerateRequest request{.prompt = {},
+                          .width = defaults.width,
+                          .height = defaults.height,
+                          .steps = defaults.steps,
+                          .cfg = defaults.cfg,
+                          .guidance = defaults.guidance,
+                          .seed = 0};
+  if (replay) request = replay->request;
+  request.width = arguments.width.value_or(request.width);
+  request.height = arguments.height.value_or(request.height);
+  request.steps = arguments.steps.value_or(request.steps);
+  request.cfg = arguments.cfg.value_or(request.cfg);
+  request.guidance = arguments.guidance.value_or(request.guidance);
+  return request;
+}
+
 std::string percent(double fraction) {
   char text[16];
   std::snprintf(text, sizeof text, "%.0f %%", 100 * fraction);
@@ -68,41 +87,39 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
 }
 
 void add_generation_options(CLI::App& command, GenerationArguments& arguments) {
-  command.add_option("-p,--prompt", arguments.prompt, "what to draw")->required();
+  command.add_option("-p,--prompt", arguments.prompt, "what to draw");
   add_model_options(command, arguments);
-  command.add_option("-s,--seed", arguments.seed, "of the noise")->capture_default_str();
+  command.add_option("-s,--seed", arguments.seed, "of the noise; default 0");
   command.add_option("-o,--out", arguments.out, "PNG file to write")->capture_default_str();
   add_sparsity_options(command, arguments.sparsity);
+  add_recording_options(command, arguments.recording);
   command.add_flag("--json", arguments.json, "one JSON object on stdout");
   command.add_flag("-v,--verbose", arguments.verbose, "where the time went");
 }
 
-Session open_model(const ModelArguments& arguments) {
+Session open_model(const ModelArguments& arguments, const RunRecord* replay) {
   const std::filesystem::path model = find_model(arguments.model);
   std::unique_ptr<Backend> backend = make_backend(arguments.backend);
-  const DType dtype = choose_dtype(arguments.dtype, *backend);
+  const bool as_recorded = replay && arguments.dtype == "auto";
+  const DType dtype =
+      choose_dtype(as_recorded ? replay->settings.dtype : arguments.dtype, *backend);
   say("Loading " + model.string() + " in " + std::string(dtype_name(dtype)) + " on " +
       std::string(backend->name()) + " (" + backend->description() + ")");
   Session session{Pipeline::load(model, std::move(backend), dtype), model, dtype, {}};
-  const PipelineDefaults& defaults = session.pipeline.defaults();
-  session.request = {.prompt = "",
-                     .width = arguments.width.value_or(defaults.width),
-                     .height = arguments.height.value_or(defaults.height),
-                     .steps = arguments.steps.value_or(defaults.steps),
-                     .cfg = arguments.cfg.value_or(defaults.cfg),
-                     .guidance = arguments.guidance.value_or(defaults.guidance),
-                     .seed = 0};
+  session.request = make_request(arguments, session.pipeline.defaults(), replay);
   return session;
 }
 
-Session open_session(const GenerationArguments& arguments) {
+Session open_session(const GenerationArguments& arguments, const RunRecord* replay) {
   const std::filesystem::path folder = std::filesystem::path(arguments.out).parent_path();
   if (!folder.empty() && !std::filesystem::is_directory(folder)) {
     throw UsageError("--out: there is no folder " + folder.string());
   }
-  Session session = open_model(arguments);
-  session.request.prompt = arguments.prompt;
-  session.request.seed = arguments.seed;
+  if (arguments.prompt.empty() && !replay) throw UsageError("--prompt is required");
+  Session session = open_model(arguments, replay);
+  if (!arguments.prompt.empty()) session.request.prompt = arguments.prompt;
+  session.request.seed = arguments.seed.value_or(session.request.seed);
+  if (replay) as_usage([&] { check_replay(*replay, session.pipeline, session.request); });
   return session;
 }
 
@@ -110,13 +127,15 @@ void warm_up(Session& session) {
   as_usage([&] { session.pipeline.warm_up(session.request); });
 }
 
-GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label) {
+GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label,
+                    RunRecord* record) {
   const auto engine = make_engine(session.pipeline.backend(), sparsity);
   Progress progress(label, session.request.steps);
   const auto show = [&](const StepProgress& step) {
     progress.show(step.step + 1, std::string(step_kind_name(step.kind)));
   };
-  return as_usage([&] { return session.pipeline.generate(session.request, *engine, show); });
+  return as_usage(
+      [&] { return session.pipeline.generate(session.request, *engine, show, {}, record); });
 }
 
 GenerateResult draw_silently(Session& session, const Sparsity& sparsity) {

@@ -11,6 +11,7 @@
 
 #include "backend_options.h"
 #include "flashomni/pipeline.h"
+#include "recording.h"
 #include "sparsity.h"
 
 namespace flashomni::cli {
@@ -18,15 +19,16 @@ namespace flashomni::cli {
 // The model and how it draws, whatever the prompt and the sparsity.
 struct ModelArguments {
   std::string model, dtype = "auto";
-  std::optional<int> width, height, steps;  // absent: the model's default
+  std::optional<int> width, height, steps;  // absent: of the replayed run, or the model's default
   std::optional<double> cfg, guidance;
   BackendChoice backend;
 };
 
 struct GenerationArguments : ModelArguments {
   std::string prompt, out;
-  std::uint64_t seed = 0;
+  std::optional<std::uint64_t> seed;  // absent: of the replayed run, or 0
   SparsityArguments sparsity;
+  RecordingArguments recording;
   bool json = false, verbose = false;
 };
 
@@ -40,17 +42,19 @@ struct Session {
   DType dtype;
   GenerateRequest request;
 };
-// Says on stderr what it loads; the request has no prompt yet. Throws UsageError if there is no
-// model.
-Session open_model(const ModelArguments& arguments);
-// The same with prompt and seed. Throws UsageError also if there is no folder to write to.
-Session open_session(const GenerationArguments& arguments);
+// Says on stderr what it loads; the request is that of `replay`, if there is one, and else has no
+// prompt yet. Throws UsageError if there is no model.
+Session open_model(const ModelArguments& arguments, const RunRecord* replay = nullptr);
+// The same with prompt and seed. Throws UsageError also if there is no prompt or no folder to write
+// to, or if the request does not fit the decisions of `replay`.
+Session open_session(const GenerationArguments& arguments, const RunRecord* replay = nullptr);
 
 // One forward pass of the request's size, so that the next times are those of a warm program.
 void warm_up(Session& session);
 // Draws with a progress bar named `label`, or silently. Here and in warm_up,
 // a request that the model cannot draw is a UsageError.
-GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label);
+GenerateResult draw(Session& session, const Sparsity& sparsity, const std::string& label,
+                    RunRecord* record = nullptr);
 GenerateResult draw_silently(Session& session, const Sparsity& sparsity);
 
 // The record of a run, as `generate --json` prints it.

@@ -128,6 +128,22 @@ EngineOptions read_engine_options(const Values& values) {
   return engine;
 }
 
+Sparsity replayed_sparsity(const SparsityArguments& arguments, const RunRecord& run) {
+  if (arguments.preset || !arguments.flags.empty()) {
+    const std::string name = arguments.preset ? "preset" : arguments.flags.begin()->first;
+    throw UsageError("--replay repeats recorded decisions, so --" + name +
+                     " cannot be given with it");
+  }
+  Sparsity sparsity;
+  sparsity.preset = run.settings.preset;
+  sparsity.policy = run.settings.policy;
+  sparsity.policy_options = run.settings.policy_options;
+  sparsity.engine = run.settings.engine;
+  sparsity.engine.strict = arguments.strict;
+  sparsity.replay = &run;
+  return sparsity;
+}
+
 }  // namespace
 
 void add_sparsity_options(CLI::App& command, SparsityArguments& arguments) {
@@ -140,8 +156,8 @@ void add_sparsity_options(CLI::App& command, SparsityArguments& arguments) {
   };
   command
       .add_option("--preset", arguments.preset,
-                  "a preset's name, FILE.json, or off for dense; flags below override its values")
-      ->capture_default_str()
+                  "a preset's name, FILE.json, or off for dense; flags below override its values "
+                  "[balanced]")
       ->group("Sparsity");
   command
       .add_flag("--strict", arguments.strict, "fail instead of running otherwise than asked for")
@@ -176,11 +192,12 @@ void check_option_names(const SparsityArguments& arguments) {
   }
 }
 
-Sparsity resolve_sparsity(const SparsityArguments& arguments) {
+Sparsity resolve_sparsity(const SparsityArguments& arguments, const RunRecord* replay) {
+  if (replay) return replayed_sparsity(arguments, *replay);
   Sparsity sparsity = dense_sparsity();
-  sparsity.preset = arguments.preset;
+  sparsity.preset = arguments.preset.value_or(kDefaultPreset);
   Values values;
-  if (arguments.preset != "off") values = read_preset(arguments.preset);
+  if (sparsity.preset != "off") values = read_preset(sparsity.preset);
   const auto flag = arguments.flags.find("sparsity-policy");
   if (flag != arguments.flags.end()) values["sparsity-policy"] = flag->second;
   if (values.contains("sparsity-policy")) sparsity.policy = values["sparsity-policy"];
@@ -209,6 +226,9 @@ void check_policy(const Sparsity& sparsity) {
 }
 
 std::unique_ptr<Engine> make_engine(Backend& backend, const Sparsity& sparsity) {
+  if (sparsity.replay) {
+    return std::make_unique<Engine>(backend, sparsity.engine, make_replay_policy(*sparsity.replay));
+  }
   try {
     return std::make_unique<Engine>(backend, sparsity.engine,
                                     make_policy(sparsity.policy, sparsity.policy_options));

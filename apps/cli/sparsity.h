@@ -4,10 +4,12 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "flashomni/engine.h"
 #include "flashomni/policy.h"
+#include "flashomni/record.h"
 
 namespace CLI {
 class App;
@@ -15,8 +17,10 @@ class App;
 
 namespace flashomni::cli {
 
+inline constexpr const char* kDefaultPreset = "balanced";
+
 struct SparsityArguments {
-  std::string preset = "balanced";
+  std::optional<std::string> preset;         // absent: kDefaultPreset
   std::map<std::string, std::string> flags;  // as given, without the dashes
   bool strict = false;
 };
@@ -30,13 +34,15 @@ struct Sparsity {
   std::string policy = "dense";
   PolicyOptions policy_options;
   EngineOptions engine;
+  const RunRecord* replay = nullptr;  // its decisions instead of the policy's; outlives this
 };
 
 // Throws UsageError for an option in `flags` that neither the engine nor any policy has.
 void check_option_names(const SparsityArguments& arguments);
 
-// Throws UsageError for an unknown preset, option or value.
-Sparsity resolve_sparsity(const SparsityArguments& arguments);
+// Throws UsageError for an unknown preset, option or value. With `replay`, its decisions; throws
+// UsageError if `arguments` choose others.
+Sparsity resolve_sparsity(const SparsityArguments& arguments, const RunRecord* replay = nullptr);
 Sparsity dense_sparsity();
 
 // Throws UsageError for a policy or a value of its options that does not exist.

@@ -23,6 +23,16 @@ enum class StepKind : std::uint8_t {
 };
 std::string_view step_kind_name(StepKind kind);  // "dense", "update", "dispatch"
 
+// What a step does with one layer of one branch.
+enum class LayerAction : std::uint8_t {
+  kDense,     // everything computed, nothing remembered
+  kUpdate,    // everything computed; the layer's symbols and bias cache refreshed
+  kSparse,    // by the symbols
+  kForecast,  // nothing computed: the layer's modules are extrapolated (whole-layer caching)
+  kRefresh,   // everything computed; the modules of a layer in whole-layer caching refreshed
+};
+std::string_view layer_action_name(LayerAction action);  // "dense", "update", ..., "refresh"
+
 enum class ForecastKind { kTaylor, kNewton };
 
 struct EngineOptions {
@@ -121,6 +131,8 @@ class Engine {
   void record_module(int layer, int module, ConstTensorView value);
   void forecast_module(int layer, int module, TensorView out);
 
+  // What the step that runs now does with a layer of its branch, or did if the layer has run.
+  LayerAction layer_action(int layer) const;
   const SparseSymbols& symbols(int layer, int branch) const;  // of the last update
   const std::vector<Fallback>& fallbacks() const;
   EngineStats stats() const;

@@ -45,6 +45,9 @@ struct FluxInput {
 // "double.0.txt", "single.3", ... Host backends only; for tests and analysis.
 using FluxObserver = std::function<void(std::string_view name, ConstTensorView value)>;
 
+// Told after each layer of a forward pass has been enqueued.
+using LayerCallback = std::function<void(int layer)>;
+
 class FluxTransformer {
  public:
   // `directory` holds config.json and diffusion_pytorch_model.safetensors (or its index and
@@ -64,6 +67,7 @@ class FluxTransformer {
   // engine.begin_step(). Allocates nothing.
   void forward(Engine& engine, const FluxInput& input, TensorView out);
   void set_observer(FluxObserver observer);
+  void set_layer_callback(LayerCallback callback);
 
  private:
   struct Impl;

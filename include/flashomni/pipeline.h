@@ -58,6 +58,8 @@ struct GenerateResult {
   std::vector<std::string> warnings;  // unknown words and the like
 };
 
+struct RunRecord;  // record.h
+
 struct PipelineDefaults {
   int width = 128, height = 128, steps = 20;
   double cfg = 1, guidance = 1;
@@ -75,12 +77,17 @@ class Pipeline {
   const PipelineDefaults& defaults() const;  // from model_index.json
   const FluxConfig& config() const;
   Backend& backend() const;
+  DType dtype() const;
+  // The directory's name and, in hexadecimal, a hash of samples of the transformer's weights.
+  std::string model() const;
 
   // Runs one forward pass of the request's size so that the next generate() is warm.
   void warm_up(const GenerateRequest& request);
   // `noise` [image_tokens, channels] f32 replaces the seeded noise (tests, image variations).
+  // `record` receives what was decided and done, layer by layer.
   GenerateResult generate(const GenerateRequest& request, Engine& engine,
-                          const ProgressCallback& progress = {}, ConstTensorView noise = {});
+                          const ProgressCallback& progress = {}, ConstTensorView noise = {},
+                          RunRecord* record = nullptr);
 
  private:
   struct Impl;

@@ -14,12 +14,6 @@
 #include "engine/stats.h"
 
 namespace flashomni {
-namespace {
-
-// What a step does with one layer.
-enum class LayerAction { kDense, kUpdate, kSparse, kForecast };
-
-}  // namespace
 
 struct Engine::State {
   State(Backend& backend, const EngineOptions& options, std::unique_ptr<SparsityPolicy> policy)
@@ -118,10 +112,14 @@ void Engine::attend(int layer, std::span<const AttentionStream> streams, const R
   State& s = *state_;
   check_layer("attend", layer, s.shape.num_layers);
   check_streams(s.shape, streams, rope);
-  switch (s.action(s.layer_state(layer))) {
+  LayerState& state = s.layer_state(layer);
+  state.last_action = s.action(state);
+  state.last_step = s.step;
+  switch (state.last_action) {
     case LayerAction::kUpdate: return s.run_update(layer, streams, rope);
     case LayerAction::kSparse: return s.run_dispatch(layer, streams, rope);
     case LayerAction::kForecast:
+    case LayerAction::kRefresh:
     case LayerAction::kDense:
       if (s.kind == StepKind::kDispatch) {
         s.fall_back(layer,
@@ -136,7 +134,7 @@ LayerAction Engine::State::action(const LayerState& layer) const {
   const bool whole = layer.mode == LayerMode::kLayerCache;
   switch (kind) {
     case StepKind::kDense: return LayerAction::kDense;
-    case StepKind::kUpdate: return whole ? LayerAction::kDense : LayerAction::kUpdate;
+    case StepKind::kUpdate: return whole ? LayerAction::kRefresh : LayerAction::kUpdate;
     case StepKind::kDispatch: break;
   }
   if (whole) return layer.has_modules() ? LayerAction::kForecast : LayerAction::kDense;
@@ -240,6 +238,7 @@ void Engine::State::count_layers() {
       case LayerAction::kSparse: counter.count_dispatch_layer(state.attention.stats); break;
       case LayerAction::kForecast: counter.count_forecast_layer(dense.pairs); break;
       case LayerAction::kUpdate:
+      case LayerAction::kRefresh:
       case LayerAction::kDense:
         if (kind == StepKind::kDispatch) {
           counter.count_dispatch_layer(dense);
@@ -283,6 +282,12 @@ void Engine::forecast_module(int layer, int module, TensorView out) {
                static_cast<std::size_t>(module) < modules.size() && modules[module].is_recorded(),
            "forecast_module: module %d of layer %d has no forecast on this step", module, layer);
   modules[module].forecast(state_->backend, state_->step, state_->coefficients, out);
+}
+
+LayerAction Engine::layer_action(int layer) const {
+  check_layer("layer_action", layer, state_->shape.num_layers);
+  const LayerState& state = state_->layer_state(layer);
+  return state.last_step == state_->step ? state.last_action : state_->action(state);
 }
 
 StepKind Engine::step_kind(int step) const {

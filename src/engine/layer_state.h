@@ -40,6 +40,8 @@ struct TokenRange {
 
 struct LayerState {
   LayerMode mode = LayerMode::kSparse;
+  int last_step = -1;  // that attend() ran in, and what it did
+  LayerAction last_action = LayerAction::kDense;
   int updated_at = -1;              // step of the last update; -1: none yet
   SparseSymbols symbols, previous;  // of the last update and the one before it
   AttentionPlan attention;

@@ -14,6 +14,17 @@ std::string_view step_kind_name(StepKind kind) {
   return "?";
 }
 
+std::string_view layer_action_name(LayerAction action) {
+  switch (action) {
+    case LayerAction::kDense: return "dense";
+    case LayerAction::kUpdate: return "update";
+    case LayerAction::kSparse: return "sparse";
+    case LayerAction::kForecast: return "forecast";
+    case LayerAction::kRefresh: return "refresh";
+  }
+  return "?";
+}
+
 std::vector<StepKind> classify_steps(int num_steps, int warmup, int interval) {
   FO_CHECK(num_steps >= 1, "classify_steps: num_steps is %d, must be at least 1", num_steps);
   FO_CHECK(warmup >= 1, "classify_steps: warmup is %d, must be at least 1", warmup);

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "core/check.h"
 #include "pipeline/noise.h"
 #include "pipeline/pipeline_impl.h"
+#include "pipeline/run_recorder.h"
 
 namespace flashomni {
 namespace {
@@ -26,6 +28,7 @@ struct Pipeline::Impl::Run {
   void start(ConstTensorView noise);
   void step(int step);
   void predict(int step, int branch);
+  void record_into(RunRecord& record);
   Picture picture() const;
 
   Impl& pipeline;
@@ -37,6 +40,7 @@ struct Pipeline::Impl::Run {
   std::vector<TextEmbedding> text;  // of every branch: prompt, negative prompt
   Tensor x, velocity[2];            // host
   Tensor device_x, device_velocity;
+  std::optional<RunRecorder> recorder;
 };
 
 Pipeline::Impl::Run::Run(Impl& pipeline, const GenerateRequest& request, Engine& engine)
@@ -77,6 +81,7 @@ void Pipeline::Impl::Run::start(ConstTensorView noise) {
 
 void Pipeline::Impl::Run::predict(int step, int branch) {
   engine.begin_step(step, branch);
+  if (recorder) recorder->begin_branch(branch);
   FluxInput input;
   input.latents = device_x;
   input.text = text[branch].tokens;
@@ -99,6 +104,32 @@ void Pipeline::Impl::Run::step(int step) {
   for (index_t i = 0; i < x.num_elements(); ++i) {
     x.as<float>()[i] += change * (negative[i] + cfg * (prompt[i] - negative[i]));
   }
+}
+
+// What is known before the first step; the recorder adds what happens in it and after it.
+void Pipeline::Impl::Run::record_into(RunRecord& record) {
+  const FluxConfig& config = pipeline.transformer.config();
+  record = {};
+  record.request = request;
+  record.settings.model = pipeline.model();
+  record.settings.backend = pipeline.backend.name();
+  record.settings.device = pipeline.backend.description();
+  record.settings.dtype = dtype_name(pipeline.dtype);
+  record.settings.policy = engine.policy().name();
+  record.settings.engine = engine.options();
+  const int text_tokens = pipeline.text_encoder.text_tokens();
+  const int image_tokens = grid_height * grid_width;
+  record.segments = make_segments(text_tokens + image_tokens, text_tokens, TextPosition::kFirst);
+  record.num_heads = config.num_heads;
+  record.num_layers = config.total_layers();
+  record.num_double_layers = config.num_layers;
+  record.num_branches = num_branches;
+  record.grid_width = grid_width;
+  record.grid_height = grid_height;
+  for (const TokenPlace& place : engine.places()) {
+    record.token_order.push_back(place.row * grid_width + place.column);
+  }
+  recorder.emplace(record, pipeline.transformer, engine, pipeline.backend);
 }
 
 // Token channel = c * patch^2 + row * patch + column of a patch; [-1, 1] to 8 bit.
@@ -145,6 +176,19 @@ void Pipeline::Impl::report_costs(GenerateResult& result) const {
   }
 }
 
+void Pipeline::Impl::finish(const GenerateResult& result, RunRecord& record) const {
+  record.steps = result.steps;
+  record.sparsity = result.sparsity;
+  record.seconds_total = result.seconds_total;
+  record.seconds_denoise = result.seconds_denoise;
+  record.macs_total = result.macs_total;
+  record.macs_done = result.macs_done;
+  record.op_times = result.op_times;
+  record.fallbacks = result.fallbacks;
+  record.warnings = result.warnings;
+  record.picture = result.picture;
+}
+
 void Pipeline::warm_up(const GenerateRequest& request) {
   impl_->check(request, "warm_up");
   Engine engine(impl_->backend, EngineOptions{}, make_policy("dense", {}));
@@ -157,13 +201,15 @@ void Pipeline::warm_up(const GenerateRequest& request) {
 }
 
 GenerateResult Pipeline::generate(const GenerateRequest& request, Engine& engine,
-                                  const ProgressCallback& progress, ConstTensorView noise) {
+                                  const ProgressCallback& progress, ConstTensorView noise,
+                                  RunRecord* record) {
   const Clock::time_point start = Clock::now();
   impl_->check(request, "generate");
   FO_CHECK(&engine.backend() == &impl_->backend,
            "generate: the engine runs on another backend, make it with pipeline.backend()");
   Impl::Run run(*impl_, request, engine);
   run.start(noise);
+  if (record) run.record_into(*record);
   GenerateResult result;
   result.steps.reserve(static_cast<std::size_t>(request.steps));
   impl_->backend.reset();
@@ -183,6 +229,7 @@ GenerateResult Pipeline::generate(const GenerateRequest& request, Engine& engine
   result.fallbacks = engine.fallbacks();
   result.warnings = std::move(run.warnings);
   result.seconds_total = seconds_since(start);
+  if (record) impl_->finish(result, *record);
   return result;
 }
 

@@ -2,6 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "flashomni/pipeline.h"
 
+#include <algorithm>
+#include <array>
+#include <fstream>
+
 #include "core/check.h"
 #include "pipeline/json_file.h"
 #include "pipeline/pipeline_impl.h"
@@ -27,7 +31,9 @@ const std::filesystem::path& checked(const std::filesystem::path& directory) {
 
 Pipeline::Impl::Impl(const std::filesystem::path& directory, std::unique_ptr<Backend> wrapped,
                      DType dtype)
-    : backend(std::move(wrapped)),
+    : directory(directory),
+      dtype(dtype),
+      backend(std::move(wrapped)),
       tokenizer(WordTokenizer::load(checked(directory) / "tokenizer")),
       scheduler(FlowMatchScheduler::load(directory / "scheduler")),
       text_encoder(TextEncoder::load(directory / "text_encoder", backend)),
@@ -66,6 +72,30 @@ void Pipeline::Impl::check_parts(const std::filesystem::path& directory) const {
            directory.c_str(), text_encoder.text_tokens(), tokenizer.max_length());
 }
 
+// FNV-1a over 4 KiB of every MiB: tells models and their versions apart in a moment.
+std::string Pipeline::Impl::model() const {
+  constexpr std::streamoff kSample = 4096, kStride = 1 << 20;
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(directory / "transformer")) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  std::uint64_t hash = 14695981039346656037u;
+  for (const std::filesystem::path& path : files) {
+    std::ifstream file(path, std::ios::binary);
+    std::array<char, kSample> bytes;
+    for (std::streamoff at = 0; file.seekg(at); at += kStride) {
+      file.read(bytes.data(), kSample);
+      for (std::streamsize i = 0; i < file.gcount(); ++i) {
+        hash = (hash ^ static_cast<unsigned char>(bytes[i])) * 1099511628211u;
+      }
+    }
+  }
+  const std::filesystem::path name =
+      directory.has_filename() ? directory : directory.parent_path();  // not of "flux-mini/"
+  return format("%s %016llx", name.filename().c_str(), static_cast<unsigned long long>(hash));
+}
+
 Pipeline Pipeline::load(const std::filesystem::path& directory, std::unique_ptr<Backend> backend,
                         DType dtype) {
   FO_CHECK(backend != nullptr, "pipeline: backend is missing; make_backend(\"auto\") picks one");
@@ -82,5 +112,7 @@ Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 const PipelineDefaults& Pipeline::defaults() const { return impl_->defaults; }
 const FluxConfig& Pipeline::config() const { return impl_->transformer.config(); }
 Backend& Pipeline::backend() const { return impl_->backend; }
+DType Pipeline::dtype() const { return impl_->dtype; }
+std::string Pipeline::model() const { return impl_->model(); }
 
 }  // namespace flashomni

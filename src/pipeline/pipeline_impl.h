@@ -22,7 +22,11 @@ struct Pipeline::Impl {
   void check(const GenerateRequest& request, const char* function) const;
   double macs_without_policy() const;
   void report_costs(GenerateResult& result) const;
+  void finish(const GenerateResult& result, RunRecord& record) const;
+  std::string model() const;
 
+  const std::filesystem::path directory;
+  const DType dtype;
   MeteredBackend backend;
   WordTokenizer tokenizer;
   FlowMatchScheduler scheduler;

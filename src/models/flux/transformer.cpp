@@ -22,6 +22,7 @@ struct FluxTransformer::Impl {
   flux::FluxWeights weights;
   Buffers buffers{};
   FluxObserver observer{};
+  LayerCallback layer_callback{};
 
   void allocate(int text_tokens, int image_tokens);
   void check_input(const FluxInput& input, TensorView out) const;
@@ -45,6 +46,9 @@ FluxTransformer FluxTransformer::load(const std::filesystem::path& directory, Ba
 const FluxConfig& FluxTransformer::config() const { return impl_->config; }
 
 void FluxTransformer::set_observer(FluxObserver observer) { impl_->observer = std::move(observer); }
+void FluxTransformer::set_layer_callback(LayerCallback callback) {
+  impl_->layer_callback = std::move(callback);
+}
 
 void FluxTransformer::Impl::allocate(int text_tokens, int image_tokens) {
   const index_t tokens = text_tokens + image_tokens, dim = config.hidden_dim();
@@ -140,10 +144,12 @@ void FluxTransformer::forward(Engine& engine, const FluxInput& input, TensorView
     flux::run_double_block(engine, i, weights.double_blocks[i], buffers);
     m.observe("double", i, ".txt", buffers.text(buffers.hidden));
     m.observe("double", i, ".img", buffers.image(buffers.hidden));
+    if (m.layer_callback) m.layer_callback(i);
   }
   for (int i = 0; i < m.config.num_single_layers; ++i) {
     flux::run_single_block(engine, m.config.num_layers + i, weights.single_blocks[i], buffers);
     m.observe("single", i, "", buffers.hidden);
+    if (m.layer_callback) m.layer_callback(m.config.num_layers + i);
   }
 
   const Tensor& modulation = buffers.modulation[0];
