@@ -1,6 +1,7 @@
 #include "backend/cpu/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/check.h"
 
@@ -48,9 +49,8 @@ HeadTensor as_head_tensor(Context& context, ConstTensorView x, DType operand, Sc
   return heads;
 }
 
-// Where each kv block of each item starts in packed V, and the packed length of a head.
-int place_values(const AttentionPlan& plan, int granule, std::vector<int>& starts) {
-  const BlockGrid& grid = plan.kv_grid;
+// Where each kv block of each item starts in a packed head, and the packed tokens of a head.
+int place_blocks(const BlockGrid& grid, int granule, std::vector<int>& starts) {
   starts.clear();
   int longest = 0;
   for (int item = 0; item < grid.batch(); ++item) {
@@ -64,50 +64,119 @@ int place_values(const AttentionPlan& plan, int granule, std::vector<int>& start
   return longest;
 }
 
-// Packs V of every head, block by block. Returns it as a tensor of packed heads.
-HeadTensor pack_all_values(Context& context, const AttentionPlan& plan, ConstTensorView v,
-                           const ProductKernels& kernels) {
-  const int packed_tokens = place_values(plan, kernels.value_granule, context.packed_starts);
-  const HeadTensor from(v);
-  const index_t num_heads = v.size(2);
-  const int head_dim = static_cast<int>(v.size(3)), num_blocks = plan.kv_grid.num_blocks();
-  HeadTensor packed(v);
-  packed.head_stride = static_cast<index_t>(packed_tokens) * head_dim;
-  packed.batch_stride = num_heads * packed.head_stride;
-  packed.token_stride = packed_tokens;
-  packed.data = context.packed_values.reserve(static_cast<std::size_t>(
-      plan.kv_grid.batch() * packed.batch_stride * size_in_bytes(v.dtype)));
-  const index_t num_packs = plan.kv_grid.batch() * num_heads;
-  context.pool.parallel_for(num_packs * num_blocks, [&](index_t i, int) {
-    const int block = static_cast<int>(i % num_blocks);
-    const index_t head = i / num_blocks % num_heads, item = i / num_blocks / num_heads;
-    const Block tokens = plan.kv_grid.at(static_cast<int>(item), block);
-    if (tokens.count == 0) return;
-    const char* values = static_cast<const char*>(from.at(item, head)) +
-                         tokens.start * from.token_stride * size_in_bytes(v.dtype);
-    kernels.pack_values(values, from.token_stride, tokens.count, head_dim,
-                        context.packed_starts[static_cast<std::size_t>(item * num_blocks + block)],
-                        packed_tokens, const_cast<void*>(packed.at(item, head)));
-  });
-  return packed;
-}
+// K and V of the kv blocks that some row attends to, head by head and block after block. Where they
+// lie, rows of a head are num_heads * head_dim apart: they share few sets of the L2 cache, so that
+// a head that would fit is fetched from L3 for every query block.
+class PackedKeysValues {
+ public:
+  PackedKeysValues(Context& context, const AttentionPlan& plan, const ProductKernels& kernels,
+                   ConstTensorView k, ConstTensorView v)
+      : context_(context),
+        kernels_(kernels),
+        grid_(plan.kv_grid),
+        num_heads_(k.size(2)),
+        head_dim_(static_cast<int>(k.size(3))),
+        tokens_(place_blocks(grid_, kernels.value_granule, context.packed_starts)) {
+    const auto bytes = static_cast<std::size_t>(grid_.batch() * num_heads_ * head_bytes());
+    keys_ = static_cast<char*>(context.packed_keys.reserve(bytes));
+    values_ = static_cast<char*>(context.packed_values.reserve(bytes));
+    mark_used(plan);
+    const HeadTensor from_k(k), from_v(v);
+    const index_t blocks = grid_.num_blocks();
+    context.pool.parallel_for(grid_.batch() * blocks, [&](index_t i, int) {
+      pack(from_k, from_v, i / blocks, static_cast<int>(i % blocks));
+    });
+  }
 
-// The kv blocks of an item as runs: neighbours merged, cut to max_run tokens. A block that does
-// not fill its last granule of packed V ends a run.
+  const void* keys(index_t item, index_t head) const { return keys_ + offset(item, head); }
+  const void* values(index_t item, index_t head) const { return values_ + offset(item, head); }
+  int tokens() const { return tokens_; }
+  const int* starts(index_t item) const {
+    return context_.packed_starts.data() + item * grid_.num_blocks();
+  }
+
+ private:
+  index_t head_bytes() const {
+    return static_cast<index_t>(tokens_) * head_dim_ * size_in_bytes(kernels_.operand);
+  }
+  index_t offset(index_t item, index_t head) const {
+    return (item * num_heads_ + head) * head_bytes();
+  }
+
+  void mark_used(const AttentionPlan& plan) {
+    const index_t heads_per_kv = plan.num_heads / num_heads_, blocks = grid_.num_blocks();
+    std::vector<char>& used = context_.used_blocks;
+    used.assign(static_cast<std::size_t>(grid_.batch() * num_heads_ * blocks), 0);
+    for (const AttentionItem& item : plan.items) {
+      char* row = used.data() + (item.batch * num_heads_ + item.head / heads_per_kv) * blocks;
+      const std::int32_t* kv = plan.kv_blocks.data() + item.first_kv;
+      for (int n = 0; n < item.num_kv; ++n) row[kv[n]] = 1;
+    }
+  }
+
+  bool is_used(index_t item, index_t head, int block) const {
+    const index_t i = (item * num_heads_ + head) * grid_.num_blocks() + block;
+    return context_.used_blocks[static_cast<std::size_t>(i)] != 0;
+  }
+
+  void pack(const HeadTensor& k, const HeadTensor& v, index_t item, int block) const {
+    const Block tokens = grid_.at(static_cast<int>(item), block);
+    copy_rows(k, item, block, tokens, keys_);
+    if (!kernels_.pack_values) {
+      copy_rows(v, item, block, tokens, values_);
+      return;
+    }
+    for (index_t head = 0; head < num_heads_; ++head) {
+      if (!is_used(item, head, block)) continue;
+      const char* from = static_cast<const char*>(v.at(item, head)) +
+                         tokens.start * v.token_stride * size_in_bytes(v.dtype);
+      kernels_.pack_values(from, v.token_stride, tokens.count, head_dim_, starts(item)[block],
+                           tokens_, values_ + offset(item, head));
+    }
+  }
+
+  // Token by token, so that memory is read in order.
+  void copy_rows(const HeadTensor& x, index_t item, int block, Block tokens, char* packed) const {
+    const index_t row_bytes = head_dim_ * size_in_bytes(kernels_.operand);
+    for (int i = 0; i < tokens.count; ++i) {
+      const index_t token = (tokens.start + i) * x.token_stride * size_in_bytes(x.dtype);
+      char* to = packed + (starts(item)[block] + i) * row_bytes;
+      for (index_t head = 0; head < num_heads_; ++head) {
+        if (!is_used(item, head, block)) continue;
+        const char* from = static_cast<const char*>(x.at(item, head)) + token;
+        if (x.dtype == kernels_.operand) {
+          std::memcpy(to + offset(item, head), from, static_cast<std::size_t>(row_bytes));
+        } else {
+          float* widened = reinterpret_cast<float*>(to + offset(item, head));
+          context_.rows->widen(from, x.dtype, widened, head_dim_);
+        }
+      }
+    }
+  }
+
+  Context& context_;
+  const ProductKernels& kernels_;
+  const BlockGrid& grid_;
+  const index_t num_heads_;
+  const int head_dim_, tokens_;
+  char *keys_ = nullptr, *values_ = nullptr;
+};
+
+// The kv blocks of an item as runs of packed tokens: neighbours merged, cut to max_run tokens. A
+// block that does not fill its last granule ends a run.
 int make_runs(const AttentionPlan& plan, const AttentionItem& item, const ProductKernels& kernels,
-              const int* packed_starts, KvRun* runs) {
+              const int* starts, KvRun* runs) {
   const int max_run = kernels.attention.max_run;
   int count = 0;
   bool open = false;  // the last run ends at a granule
   for (int n = 0; n < item.num_kv; ++n) {
     const int index = plan.kv_blocks[static_cast<std::size_t>(item.first_kv + n)];
     const Block block = plan.kv_grid.at(item.batch, index);
-    const int packed = packed_starts ? packed_starts[index] : block.start;
     for (int done = 0; done < block.count;) {
+      const int start = starts[index] + done;
       KvRun* last = count ? &runs[count - 1] : nullptr;
-      const bool extend =
-          open && last->start + last->count == block.start + done && last->count < max_run;
-      if (!extend) runs[count++] = {block.start + done, 0, packed + done};
+      const bool extend = open && last->start + last->count == start && last->count < max_run;
+      if (!extend) runs[count++] = {start, 0};
       last = &runs[count - 1];
       const int taken = std::min(block.count - done, max_run - last->count);
       last->count += taken;
@@ -128,10 +197,7 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
   }
   const ProductKernels& kernels = context.products(q.dtype);
   const HeadTensor queries = as_head_tensor(context, q, kernels.operand, context.operands[0]);
-  const HeadTensor keys = as_head_tensor(context, k, kernels.operand, context.operands[1]);
-  const HeadTensor values = kernels.pack_values
-                                ? pack_all_values(context, plan, v, kernels)
-                                : as_head_tensor(context, v, kernels.operand, context.operands[2]);
+  const PackedKeysValues packed(context, plan, kernels, k, v);
   const HeadTensor target(out);
   const int head_dim = static_cast<int>(q.size(3));
   const int heads_per_kv = static_cast<int>(q.size(2) / k.size(2));
@@ -148,21 +214,18 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
     const Block rows = plan.q_grid.at(item.batch, item.q_block);
     char* scratch = static_cast<char*>(context.worker_scratch.of(worker));
     KvRun* runs = reinterpret_cast<KvRun*>(scratch + kernel_bytes);
-    const int* packed_starts =
-        kernels.pack_values ? context.packed_starts.data() + item.batch * num_blocks : nullptr;
     AttentionJob job;
     job.q = queries.at(item.batch, item.head);
-    job.k = keys.at(item.batch, item.head / heads_per_kv);
-    job.v = values.at(item.batch, item.head / heads_per_kv);
     job.q_stride = queries.token_stride;
-    job.k_stride = keys.token_stride;
-    job.v_stride = values.token_stride;
+    job.k = packed.keys(item.batch, item.head / heads_per_kv);
+    job.v = packed.values(item.batch, item.head / heads_per_kv);
+    job.packed_tokens = packed.tokens();
     job.head_dim = head_dim;
     job.first_row = rows.start;
     job.num_rows = rows.count;
     job.scale = scale;
     job.runs = runs;
-    job.num_runs = make_runs(plan, item, kernels, packed_starts, runs);
+    job.num_runs = make_runs(plan, item, kernels, packed.starts(item.batch), runs);
     job.out = const_cast<void*>(target.at(item.batch, item.head));
     job.out_stride = target.token_stride;
     job.out_dtype = out.dtype;

@@ -1,7 +1,7 @@
 // bf16_attention-inl.h -- bf16 attention over a panel product: the transposed form of
 // simd_attention.cpp with both products as C += A B of 64 columns.
 //
-//   S^T = K Q^T   A = rows of K where they lie, B = Q in pairs [head_dim / 2][64][2]
+//   S^T = K Q^T   A = packed rows of K,         B = Q in pairs [head_dim / 2][64][2]
 //   O^T += V^T P  A = V^T, transposed once per head, B = the weights in pairs [tokens / 2][64][2]
 //
 // Include only in files compiled for AVX512_BF16; everything here is internal to the file.
@@ -198,8 +198,8 @@ inline bool softmax_run(const Chunk& chunk, int count, int padded, float scale_l
 
 template <PanelKernel kMultiply, int kGranule>
 void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk) {
-  const auto* k = static_cast<const std::uint16_t*>(job.k) + run.start * job.k_stride;
-  const KPiece keys{k, job.k_stride, chunk.q, job.head_dim};
+  const auto* k = static_cast<const std::uint16_t*>(job.k) + run.start * job.head_dim;
+  const KPiece keys{k, job.head_dim, chunk.q, job.head_dim};
   kMultiply({&keys, 1, run.count, kZeros, 0, chunk.scores, kPanel});
 
   const int padded = (run.count + kGranule - 1) / kGranule * kGranule;
@@ -212,8 +212,8 @@ void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk) {
       }
     }
   }
-  const auto* v_t = static_cast<const std::uint16_t*>(job.v) + run.packed_start;
-  const KPiece values{v_t, job.v_stride, chunk.p, padded};
+  const auto* v_t = static_cast<const std::uint16_t*>(job.v) + run.start;
+  const KPiece values{v_t, job.packed_tokens, chunk.p, padded};
   kMultiply({&values, 1, job.head_dim, chunk.o_t, kPanel, chunk.o_t, kPanel});
 }
 

@@ -29,11 +29,12 @@ struct Context {
   ProductKernels f32;
   const ProductKernels* bf16 = nullptr;  // nullptr: bf16 is widened to f32
   WorkerScratch worker_scratch;
-  Scratch operands[3];  // converted operands of the running call: x; o, mlp; q, k, v
+  Scratch operands[2];  // converted operands of the running call: x; o, mlp; q
   Scratch padded_bias;
-  Scratch packed_values;
+  Scratch packed_keys, packed_values;
   std::vector<RowTile> row_tiles;
   std::vector<int> packed_starts;
+  std::vector<char> used_blocks;  // [batch, kv heads, kv blocks]: some row attends to it
 };
 
 }  // namespace flashomni::cpu

@@ -41,17 +41,19 @@ struct PanelJob {
 
 using PanelKernel = void (*)(const PanelJob&);
 
-// Tokens of K and V to attend to, one after the other.
+// Packed tokens of K and V to attend to, one after the other.
 struct KvRun {
-  int start = 0, count = 0;  // K, and V where it is not packed
-  int packed_start = 0;      // packed V: see ProductKernels::pack_values
+  int start = 0, count = 0;
 };
 
-// One live query block of one head. Pointers are to token 0 of this item and head; strides are
+// One live query block of one head. q and out point to token 0 of this item and head; strides are
 // elements between tokens.
 struct AttentionJob {
-  const void *q = nullptr, *k = nullptr, *v = nullptr;
-  index_t q_stride = 0, k_stride = 0, v_stride = 0;
+  const void* q = nullptr;
+  index_t q_stride = 0;
+  const void *k = nullptr, *v = nullptr;  // packed: K [packed_tokens][head_dim], V the same, or in
+                                          // the order of ProductKernels::pack_values
+  int packed_tokens = 0;
   int head_dim = 0;
   int first_row = 0, num_rows = 0;  // of the query block
   float scale = 0;
@@ -83,9 +85,9 @@ struct ProductKernels {
   AttentionKernel attention;
   PeakLoop peak_loop = nullptr;
 
-  // Values in the order `attention` reads, made once per head: `count` tokens of V (one kv block)
-  // at `packed_start`, a multiple of `value_granule`, in memory of packed_tokens * head_dim
-  // elements, zero-padded to the next multiple. nullptr: V is read in place.
+  // Values in the order `attention` reads: `count` tokens of V (one kv block) at `packed_start`, a
+  // multiple of `value_granule`, in memory of packed_tokens * head_dim elements, zero-padded to the
+  // next multiple. nullptr: rows after rows, like K.
   void (*pack_values)(const void* v, index_t v_stride, int count, int head_dim, int packed_start,
                       int packed_tokens, void* packed) = nullptr;
   int value_granule = 1;

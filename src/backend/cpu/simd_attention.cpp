@@ -1,10 +1,13 @@
 // simd_attention.cpp -- f32 block-sparse attention, transposed: lanes are query rows.
 //
-//   S^T = K Q^T      [run, 64]       K is broadcast from where it lies, Q^T is packed once
-//   P^T = exp(S^T - row max)         down the columns: no reduction across lanes
-//   O^T = O^T alpha + V^T P^T        [head_dim, 64]; V is broadcast from where it lies
+//   S^T = K Q^T - m      [run, 64]       K is broadcast, Q^T packed; m: a bound of the row
+//   P^T = exp2(S^T)                      down the columns: no reduction across lanes
+//   O^T += V^T P^T       [head_dim, 64]  V is broadcast
 //
-// Nothing of K or V is copied, so a skipped block costs nothing. Rows are walked in chunks of 64.
+// The bound of a row is the largest score of its first run, raised only when a later score exceeds
+// it by 2^8: until then sums need no correction, and at f32's range they lose nothing (the idea of
+// FlashAttention-4). Rows are walked in chunks of 64. While one product runs, the operand of the
+// next is fetched.
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/cpu/simd_targets.h"
 
@@ -12,8 +15,6 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/simd_attention.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-
-#include <hwy/cache_control.h>  // after foreach_target.h
 
 #include <algorithm>
 #include <cmath>
@@ -33,13 +34,15 @@ constexpr float kLowest = -3e38f;  // below any score; finite, so that differenc
 constexpr int kRows = 6;           // rows of a register block, as in simd_gemm.cpp
 constexpr int kRun = 64;  // tokens: 128 would push V and Q^T out of a 48 KiB L1 (4 % slower)
 static_assert(kRun <= kMaxRun);
+constexpr int kLine = 64 / sizeof(float);  // floats of a cache line
+constexpr float kSlack = 8;                // by how much scores may exceed their row's bound
 
 // The working set of one chunk, in a worker's scratch memory.
 struct Chunk {
   float* q_t;      // [head_dim][kPanel], times scale log2(e)
   float* o_t;      // [head_dim][kPanel]
   float* scores;   // [kRun][kPanel]
-  float* row_max;  // [kPanel], base-2
+  float* bound;    // [kPanel], base-2: see above
   float* row_sum;  // [kPanel]
 };
 
@@ -49,8 +52,8 @@ Chunk make_chunk(void* scratch, int head_dim) {
   chunk.q_t = memory;
   chunk.o_t = chunk.q_t + head_dim * kPanel;
   chunk.scores = chunk.o_t + head_dim * kPanel;
-  chunk.row_max = chunk.scores + kRun * kPanel;
-  chunk.row_sum = chunk.row_max + kPanel;
+  chunk.bound = chunk.scores + kRun * kPanel;
+  chunk.row_sum = chunk.bound + kPanel;
   return chunk;
 }
 
@@ -74,12 +77,18 @@ void pack_queries(const AttentionJob& job, int first_row, int num_rows, const Ch
   transpose_rows(chunk.o_t, job.head_dim, job.head_dim, scale, chunk.q_t);
 }
 
-// sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors.
-template <int kR, int kV>
+// How near to the core prefetched lines go; the third argument of __builtin_prefetch.
+enum Nearness { kIntoL2 = 2, kIntoL1 = 3 };
+
+// sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors; asks
+// for `depth` cache lines of memory from `ahead` on. (Unrolled by 2 or 4 it ran slower.)
+template <Nearness kNearness, int kR, int kV>
 HWY_INLINE void multiply(int depth, const float* HWY_RESTRICT a, index_t a_row, index_t a_k,
-                         const float* HWY_RESTRICT b, FloatVec (&sums)[kR][kV]) {
+                         const float* HWY_RESTRICT b, const float* ahead,
+                         FloatVec (&sums)[kR][kV]) {
   const Floats d;
   for (int k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead + k * kLine, 0, kNearness);
     FloatVec bv[kV];
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
       bv[v] = hn::LoadU(d, b + k * kPanel + v * kLanes);
@@ -101,120 +110,164 @@ HWY_INLINE void store_block(const FloatVec (&sums)[kR][kV], float* c) {
   }
 }
 
-// Scores of kR tokens; `row_max` keeps up with them.
+// What one register block of a product reads and writes.
+struct BlockJob {
+  int depth;
+  const float* a;      // row 0 of the block
+  index_t a_row, a_k;  // elements between rows, and between steps along the depth
+  const float* b;      // [depth][kPanel], from the group's first lane on
+  const float* ahead;
+  float* c;
+};
+
+// Scores of kR tokens over `init`; `row_max` keeps up with them.
 template <int kR, int kV>
-HWY_INLINE void score_block(int head_dim, const float* k, index_t k_stride, const float* q_t,
-                            float* scores, FloatVec (&row_max)[kV]) {
+HWY_INLINE void score_block(const BlockJob& job, const FloatVec (&init)[kV],
+                            FloatVec (&row_max)[kV]) {
   FloatVec sums[kR][kV];
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
-    HWY_UNROLL(4) for (int v = 0; v < kV; ++v) sums[r][v] = hn::Zero(Floats());
+    HWY_UNROLL(4) for (int v = 0; v < kV; ++v) sums[r][v] = init[v];
   }
-  multiply<kR, kV>(head_dim, k, k_stride, 1, q_t, sums);
-  store_block<kR, kV>(sums, scores);
+  multiply<kIntoL1>(job.depth, job.a, job.a_row, job.a_k, job.b, job.ahead, sums);
+  store_block<kR, kV>(sums, job.c);
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) row_max[v] = hn::Max(row_max[v], sums[r][v]);
   }
 }
 
 template <int kV>
-HWY_INLINE void score_rows(int rows, int head_dim, const float* k, index_t k_stride,
-                           const float* q_t, float* scores, FloatVec (&row_max)[kV]) {
+HWY_INLINE void score_rows(int rows, const BlockJob& job, const FloatVec (&init)[kV],
+                           FloatVec (&row_max)[kV]) {
   switch (rows) {
-    case 1: return score_block<1, kV>(head_dim, k, k_stride, q_t, scores, row_max);
-    case 2: return score_block<2, kV>(head_dim, k, k_stride, q_t, scores, row_max);
-    case 3: return score_block<3, kV>(head_dim, k, k_stride, q_t, scores, row_max);
-    case 4: return score_block<4, kV>(head_dim, k, k_stride, q_t, scores, row_max);
-    case 5: return score_block<5, kV>(head_dim, k, k_stride, q_t, scores, row_max);
-    default: return score_block<6, kV>(head_dim, k, k_stride, q_t, scores, row_max);
+    case 1: return score_block<1, kV>(job, init, row_max);
+    case 2: return score_block<2, kV>(job, init, row_max);
+    case 3: return score_block<3, kV>(job, init, row_max);
+    case 4: return score_block<4, kV>(job, init, row_max);
+    case 5: return score_block<5, kV>(job, init, row_max);
+    default: return score_block<6, kV>(job, init, row_max);
   }
 }
 
-// kR columns of the output: what was summed before, times alpha, plus this run.
+// kR columns of the output: what was summed before plus this run.
 template <int kR, int kV>
-HWY_INLINE void value_block(int count, const float* v, index_t v_stride, const float* p,
-                            const FloatVec (&alpha)[kV], float* o_t) {
+HWY_INLINE void value_block(const BlockJob& job) {
   FloatVec sums[kR][kV];
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
-      sums[r][v] = hn::Mul(hn::LoadU(Floats(), o_t + r * kPanel + v * kLanes), alpha[v]);
+      sums[r][v] = hn::LoadU(Floats(), job.c + r * kPanel + v * kLanes);
     }
   }
-  multiply<kR, kV>(count, v, 1, v_stride, p, sums);
-  store_block<kR, kV>(sums, o_t);
+  multiply<kIntoL2>(job.depth, job.a, job.a_row, job.a_k, job.b, job.ahead, sums);
+  store_block<kR, kV>(sums, job.c);
 }
 
 // head_dim is a multiple of 8, so two columns or four are left over.
 template <int kV>
-HWY_INLINE void value_columns(int columns, int count, const float* v, index_t v_stride,
-                              const float* p, const FloatVec (&alpha)[kV], float* o_t) {
+HWY_INLINE void value_columns(int columns, const BlockJob& job) {
   switch (columns) {
-    case 2: return value_block<2, kV>(count, v, v_stride, p, alpha, o_t);
-    case 4: return value_block<4, kV>(count, v, v_stride, p, alpha, o_t);
-    default: return value_block<6, kV>(count, v, v_stride, p, alpha, o_t);
+    case 2: return value_block<2, kV>(job);
+    case 4: return value_block<4, kV>(job);
+    default: return value_block<6, kV>(job);
   }
 }
 
-// Asks for `count` rows of K or V ahead of their use: rows of a head lie too far apart for the
-// processor to guess the next.
-HWY_INLINE void prefetch_rows(const float* from, index_t stride, int count, int head_dim) {
-  constexpr int kLine = 64 / sizeof(float);
-  for (int r = 0; r < count; ++r) {
-    for (int column = 0; column < head_dim; column += kLine) {
-      hwy::Prefetch(from + r * stride + column);
-    }
-  }
+// Where block `i` of a product begins to fetch ahead: it takes one line per step of its depth, so
+// the product's first blocks fetch `size` floats from `from` on, and the others fetch them again,
+// which costs nothing.
+HWY_INLINE const float* ahead_of_block(const float* from, int size, int i, int depth) {
+  const int offset = i * depth * kLine;
+  return from + (offset < size ? offset : 0);
 }
 
-// Scores of a run for one group of lanes, their exponentials, and alpha, by which what was summed
-// before has to shrink because the row maximum grew.
+// Scores of a run for one group of lanes, relative to the rows' bounds; returns their maxima.
 template <int kHeadDim, int kV>
-HWY_INLINE void softmax_group(const AttentionJob& job, const KvRun& run, const Chunk& chunk,
-                              int lane, FloatVec (&alpha)[kV]) {
+HWY_INLINE void score_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk, int lane,
+                          FloatVec (&row_max)[kV]) {
   const Floats d;
   const int head_dim = kHeadDim ? kHeadDim : job.head_dim;
-  const float* k = static_cast<const float*>(job.k) + run.start * job.k_stride;
-  float* scores = chunk.scores + lane;
-  FloatVec row_max[kV], row_sum[kV];
-  for (int v = 0; v < kV; ++v) row_max[v] = hn::Set(d, kLowest);
+  const float* k = static_cast<const float*>(job.k) + index_t{run.start} * head_dim;
+  const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
+  FloatVec init[kV];
+  for (int n = 0; n < kV; ++n) {
+    row_max[n] = hn::Set(d, kLowest);
+    init[n] = hn::Neg(hn::LoadU(d, chunk.bound + lane + n * kLanes));
+  }
   for (int i = 0; i < run.count; i += kRows) {
-    const int rows = std::min(kRows, run.count - i);
-    const int next_rows = std::min(kRows, run.count - i - rows);
-    prefetch_rows(k + (i + rows) * job.k_stride, job.k_stride, next_rows, head_dim);
-    score_rows<kV>(rows, head_dim, k + i * job.k_stride, job.k_stride, chunk.q_t + lane,
-                   scores + i * kPanel, row_max);
+    const float* ahead = ahead_of_block(v, run.count * head_dim, i / kRows, head_dim);
+    score_rows<kV>(std::min(kRows, run.count - i),
+                   {head_dim, k + i * head_dim, head_dim, 1, chunk.q_t + lane, ahead,
+                    chunk.scores + lane + i * kPanel},
+                   init, row_max);
   }
+}
+
+// Moves the bounds of one group of lanes up by `growth`: in the scores of the run, and, unless
+// nothing was summed yet, in the sums.
+template <int kV>
+void raise_bounds(const AttentionJob& job, const KvRun& run, const Chunk& chunk, int lane,
+                  bool first, const FloatVec (&growth)[kV]) {
+  const Floats d;
   for (int v = 0; v < kV; ++v) {
-    const FloatVec old_max = hn::LoadU(d, chunk.row_max + lane + v * kLanes);
-    row_max[v] = hn::Max(old_max, row_max[v]);
-    alpha[v] = exp2(d, hn::Sub(old_max, row_max[v]));
-    row_sum[v] = hn::Mul(hn::LoadU(d, chunk.row_sum + lane + v * kLanes), alpha[v]);
+    const int column = lane + v * kLanes;
+    const auto add = [&](float* to, FloatVec x) HWY_ATTR {
+      hn::StoreU(hn::Add(hn::LoadU(d, to), x), d, to);
+    };
+    add(chunk.bound + column, growth[v]);
+    for (int i = 0; i < run.count; ++i) {
+      add(chunk.scores + i * kPanel + column, hn::Neg(growth[v]));
+    }
+    if (first) continue;
+    const FloatVec shrink = exp2(d, hn::Neg(growth[v]));
+    const auto scale = [&](float* to) HWY_ATTR {
+      hn::StoreU(hn::Mul(hn::LoadU(d, to), shrink), d, to);
+    };
+    scale(chunk.row_sum + column);
+    for (int i = 0; i < job.head_dim; ++i) scale(chunk.o_t + i * kPanel + column);
   }
+}
+
+// Turns the scores of a run into weights, and adds them up.
+template <int kV>
+HWY_INLINE void weigh_run(const KvRun& run, const Chunk& chunk, int lane) {
+  const Floats d;
+  FloatVec row_sum[kV];
+  for (int v = 0; v < kV; ++v) row_sum[v] = hn::LoadU(d, chunk.row_sum + lane + v * kLanes);
   for (int i = 0; i < run.count; ++i) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
-      float* score = scores + i * kPanel + v * kLanes;
-      const FloatVec p = exp2(d, hn::Sub(hn::LoadU(d, score), row_max[v]));
+      float* score = chunk.scores + i * kPanel + lane + v * kLanes;
+      const FloatVec p = exp2(d, hn::LoadU(d, score));
       row_sum[v] = hn::Add(row_sum[v], p);
       hn::StoreU(p, d, score);
     }
   }
-  for (int v = 0; v < kV; ++v) {
-    hn::StoreU(row_max[v], d, chunk.row_max + lane + v * kLanes);
-    hn::StoreU(row_sum[v], d, chunk.row_sum + lane + v * kLanes);
-  }
+  for (int v = 0; v < kV; ++v) hn::StoreU(row_sum[v], d, chunk.row_sum + lane + v * kLanes);
 }
 
+// Attends to job.runs[index] for one group of lanes.
 template <int kHeadDim, int kV>
-HWY_INLINE void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk,
-                           int lane) {
+HWY_INLINE void attend_run(const AttentionJob& job, int index, const Chunk& chunk, int lane) {
+  const Floats d;
   const int head_dim = kHeadDim ? kHeadDim : job.head_dim;
-  const float* v = static_cast<const float*>(job.v) + run.start * job.v_stride;
-  FloatVec alpha[kV];
-  softmax_group<kHeadDim, kV>(job, run, chunk, lane, alpha);
-  const float* p = chunk.scores + lane;
-  float* o_t = chunk.o_t + lane;
+  const KvRun& run = job.runs[index];
+  const bool first = index == 0;
+  FloatVec row_max[kV];
+  score_run<kHeadDim, kV>(job, run, chunk, lane, row_max);
+  bool grew = first;
+  for (int v = 0; v < kV; ++v) {
+    grew |= !hn::AllFalse(d, hn::Gt(row_max[v], hn::Set(d, kSlack)));
+    if (!first) row_max[v] = hn::Max(row_max[v], hn::Zero(d));
+  }
+  if (grew) raise_bounds<kV>(job, run, chunk, lane, first, row_max);
+  weigh_run<kV>(run, chunk, lane);
+
+  const KvRun& next = job.runs[std::min(index + 1, job.num_runs - 1)];
+  const float* next_k = static_cast<const float*>(job.k) + index_t{next.start} * head_dim;
+  const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
   for (int i = 0; i < head_dim; i += kRows) {
-    value_columns<kV>(std::min(kRows, head_dim - i), run.count, v + i, job.v_stride, p, alpha,
-                      o_t + i * kPanel);
+    const float* ahead = ahead_of_block(next_k, next.count * head_dim, i / kRows, run.count);
+    value_columns<kV>(std::min(kRows, head_dim - i),
+                      {run.count, v + i, 1, head_dim, chunk.scores + lane, ahead,
+                       chunk.o_t + lane + i * kPanel});
   }
 }
 
@@ -242,7 +295,7 @@ void store_chunk(const AttentionJob& job, int first_row, int num_rows, const Chu
 void store_lse(const AttentionJob& job, int first_row, int num_rows, const Chunk& chunk) {
   for (int row = 0; row < num_rows; ++row) {
     const float sum = chunk.row_sum[row];
-    job.lse[first_row + row] = sum > 0 ? (chunk.row_max[row] + std::log2(sum)) / kLog2E
+    job.lse[first_row + row] = sum > 0 ? (chunk.bound[row] + std::log2(sum)) / kLog2E
                                        : -std::numeric_limits<float>::infinity();
   }
 }
@@ -250,19 +303,19 @@ void store_lse(const AttentionJob& job, int first_row, int num_rows, const Chunk
 template <int kHeadDim>
 void attend_chunk(const AttentionJob& job, int num_rows, const Chunk& chunk) {
   std::fill_n(chunk.o_t, job.head_dim * kPanel, 0.0f);
-  std::fill_n(chunk.row_max, kPanel, kLowest);
+  std::fill_n(chunk.bound, kPanel, 0.0f);
   std::fill_n(chunk.row_sum, kPanel, 0.0f);
   for (int i = 0; i < job.num_runs; ++i) {
     if constexpr (kLanes == 16) {
       if (num_rows > 32) {
-        attend_run<kHeadDim, 4>(job, job.runs[i], chunk, 0);
+        attend_run<kHeadDim, 4>(job, i, chunk, 0);
       } else {
-        attend_run<kHeadDim, 2>(job, job.runs[i], chunk, 0);
+        attend_run<kHeadDim, 2>(job, i, chunk, 0);
       }
     } else {
       constexpr int kV = kLanes == 8 ? 2 : 4;  // 16 registers on AVX2
       for (int lane = 0; lane < num_rows; lane += kV * kLanes) {
-        attend_run<kHeadDim, kV>(job, job.runs[i], chunk, lane);
+        attend_run<kHeadDim, kV>(job, i, chunk, lane);
       }
     }
   }
