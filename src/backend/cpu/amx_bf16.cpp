@@ -14,7 +14,7 @@
 namespace flashomni::cpu {
 namespace {
 
-constexpr int kTileRows = 16;   // of every tile
+constexpr int kRows = 16;       // of every tile
 constexpr int kTileDepth = 32;  // bf16 along K; 64 bytes, the width of a tile
 
 // The operand of LDTILECFG (Intel SDM, volume 1, chapter "Programming with AMX").
@@ -27,14 +27,33 @@ struct alignas(64) TileConfig {
 static_assert(sizeof(TileConfig) == 64);
 constexpr TileConfig kConfig;
 
+// Memory to fetch into L2, in portions.
+class Ahead {
+ public:
+  // In `steps` portions at most.
+  Ahead(const void* from, index_t bytes, int steps)
+      : at_(static_cast<const char*>(from)),
+        end_(from ? at_ + bytes : at_),
+        portion_((bytes / kLine + steps - 1) / steps * kLine) {}
+  void fetch_portion() {
+    const char* until = end_ - at_ < portion_ ? end_ : at_ + portion_;
+    for (; at_ < until; at_ += kLine) __builtin_prefetch(at_, 0, kIntoL2);
+  }
+
+ private:
+  static constexpr index_t kLine = 64;
+  const char *at_, *end_;
+  index_t portion_;
+};
+
 // Tiles 0 1 / 2 3 hold the sums, 4 and 5 two tiles of A, 6 and 7 two of B.
-inline void multiply_32_rows(const PanelJob& job, int row, int column) {
+inline void multiply_32_rows(const PanelJob& job, int row, int column, Ahead& ahead) {
   const index_t init_bytes = job.init_stride * 4, c_bytes = job.c_stride * 4;
   const float* init = job.init + row * job.init_stride + column;
   _tile_loadd(0, init, init_bytes);
   _tile_loadd(1, init + 16, init_bytes);
-  _tile_loadd(2, init + kTileRows * job.init_stride, init_bytes);
-  _tile_loadd(3, init + kTileRows * job.init_stride + 16, init_bytes);
+  _tile_loadd(2, init + kRows * job.init_stride, init_bytes);
+  _tile_loadd(3, init + kRows * job.init_stride + 16, init_bytes);
   for (int n = 0; n < job.num_pieces; ++n) {
     const KPiece& piece = job.pieces[n];
     const index_t a_bytes = piece.a_stride * 2, b_bytes = kPanel * 4;
@@ -44,10 +63,11 @@ inline void multiply_32_rows(const PanelJob& job, int row, int column) {
       const auto* bk = b + k * kPanel;
       _tile_loadd(6, bk, b_bytes);
       _tile_loadd(4, a + k, a_bytes);
+      ahead.fetch_portion();
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, bk + 32, b_bytes);
       _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, a + kTileRows * piece.a_stride + k, a_bytes);
+      _tile_loadd(5, a + kRows * piece.a_stride + k, a_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -55,8 +75,8 @@ inline void multiply_32_rows(const PanelJob& job, int row, int column) {
   float* c = job.c + row * job.c_stride + column;
   _tile_stored(0, c, c_bytes);
   _tile_stored(1, c + 16, c_bytes);
-  _tile_stored(2, c + kTileRows * job.c_stride, c_bytes);
-  _tile_stored(3, c + kTileRows * job.c_stride + 16, c_bytes);
+  _tile_stored(2, c + kRows * job.c_stride, c_bytes);
+  _tile_stored(3, c + kRows * job.c_stride + 16, c_bytes);
 }
 
 // Tiles 0 and 1 hold the sums.
@@ -91,12 +111,14 @@ bool fills_tiles(const PanelJob& job) {
 
 void multiply_panel(const PanelJob& job) {
   int row = 0;
-  if (job.rows >= kTileRows && fills_tiles(job)) {
+  if (job.rows >= kRows && fills_tiles(job)) {
     _tile_loadconfig(&kConfig);
-    for (; row + 2 * kTileRows <= job.rows; row += 2 * kTileRows) {
-      for (int column = 0; column < kPanel; column += 32) multiply_32_rows(job, row, column);
+    const int steps = job.rows / (2 * kRows) * (kPanel / 32) * (job.depth() / kTileDepth);
+    Ahead ahead(job.next_b, index_t{job.depth()} * kPanel * 2, std::max(steps, 1));
+    for (; row + 2 * kRows <= job.rows; row += 2 * kRows) {
+      for (int column = 0; column < kPanel; column += 32) multiply_32_rows(job, row, column, ahead);
     }
-    for (; row + kTileRows <= job.rows; row += kTileRows) {
+    for (; row + kRows <= job.rows; row += kRows) {
       for (int column = 0; column < kPanel; column += 32) multiply_16_rows(job, row, column);
     }
     _tile_release();
@@ -113,7 +135,7 @@ double multiply_tiles(int rounds) {
     _tile_dpbf16ps(3, 5, 7);
   }
   _tile_release();
-  return 4 * 2.0 * kTileRows * kTileRows * kTileDepth * rounds;
+  return 4 * 2.0 * kRows * kRows * kTileDepth * rounds;
 }
 
 }  // namespace
@@ -124,6 +146,7 @@ const ProductKernels* amx_bf16_products() {
       .panel = &multiply_panel,
       .attention = {&attend<&multiply_panel, kTileDepth>, &bf16_attention_scratch_bytes},
       .peak_loop = &multiply_tiles,
+      .tile_rows = 96,
       .pack_values = &pack_values<kTileDepth>,
       .value_granule = kTileDepth};
   return &kProducts;

@@ -10,16 +10,17 @@ void linear(Context& context, ConstTensorView x, const PackedWeight& weight, Con
   const Panels panels(weight);
   const Operand a = as_operand(context, x, kernels, context.operands[0]);
   const float* bias_rows = padded_bias(context, panels, bias);
-  context.worker_scratch.reserve(kTileRows * kPanel * sizeof(float));
+  const index_t tile_rows = kernels.tile_rows;
+  context.worker_scratch.reserve(static_cast<std::size_t>(tile_rows) * kPanel * sizeof(float));
 
   const OutputRows to(out);
   const index_t num_rows = x.size(0);
   const index_t depth = whole_depth(kernels, weight.in_features);
-  const index_t row_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  const index_t row_tiles = (num_rows + tile_rows - 1) / tile_rows;
   for_each_tile(
       context.pool, row_tiles, panels.count(), [&](index_t tile, int first, int last, int worker) {
-        const index_t row = tile * kTileRows;
-        const int rows = static_cast<int>(std::min<index_t>(kTileRows, num_rows - row));
+        const index_t row = tile * tile_rows;
+        const int rows = static_cast<int>(std::min(tile_rows, num_rows - row));
         const KSlice slice{a.at(0, row, 0), a.row_stride, 0, depth};
         for (int panel = first; panel < last; ++panel) {
           const int columns = panels.num_columns(panel);
@@ -94,9 +95,9 @@ void gemm_q(Context& context, const GemmPlan& plan, ConstTensorView x, const Pac
                                   padded_bias(context, panels, bias),
                                   epilogue,
                                   OutputRows(out)};
-  context.worker_scratch.reserve(static_cast<std::size_t>(panels.per_group()) * kTileRows * kPanel *
-                                 sizeof(float));
-  cut_row_blocks(plan, context.row_tiles);
+  context.worker_scratch.reserve(static_cast<std::size_t>(panels.per_group() * kernels.tile_rows) *
+                                 kPanel * sizeof(float));
+  cut_row_blocks(plan, kernels.tile_rows, context.row_tiles);
   for_each_tile(context.pool, static_cast<index_t>(context.row_tiles.size()), plan.num_heads,
                 [&](index_t i, int first, int last, int worker) {
                   const RowTile& tile = context.row_tiles[static_cast<std::size_t>(i)];

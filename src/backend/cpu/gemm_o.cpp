@@ -7,11 +7,28 @@
 namespace flashomni::cpu {
 namespace {
 
+// Asks for the rows of a tile in the panel after this one: they lie too far apart for the processor
+// to guess.
+void fetch_next_columns(const float* first, index_t stride, int rows) {
+  constexpr int kLine = 64 / sizeof(float);
+  for (int r = 0; r < rows; ++r) {
+    for (int line = 0; line < kPanel / kLine; ++line) {
+      __builtin_prefetch(first + r * stride + kPanel + line * kLine, 1, kIntoL2);
+    }
+  }
+}
+
 struct CacheTerms {
   explicit CacheTerms(const BiasCacheView& cache) : cache(cache) {}
   float* at(int term, index_t batch, index_t row, index_t column) const {
     const TensorView& view = cache.terms[term];
     return view.as<float>() + batch * view.stride(0) + row * view.stride(1) + column;
+  }
+  void fetch_next_panel(int num_terms, const RowTile& tile, index_t column) const {
+    for (int term = 0; term < num_terms; ++term) {
+      fetch_next_columns(at(term, tile.batch, tile.row, column), cache.terms[term].stride(1),
+                         tile.rows);
+    }
   }
   std::uint8_t& valid_order(const RowBlock& block) const {
     return cache.valid_order
@@ -43,7 +60,7 @@ class Projection {
       mlp_ = as_operand(context, projection.mlp, kernels_, context.operands[1]);
       mlp_depth_ = whole_depth(kernels_, projection.mlp.size(2));
     }
-    context.worker_scratch.reserve(kSumsBytes +
+    context.worker_scratch.reserve(sums_bytes() +
                                    (static_cast<std::size_t>(plan.num_heads) + 1) * sizeof(KSlice));
   }
 
@@ -56,7 +73,7 @@ class Projection {
   template <typename Body>
   void for_each_panel(const Body& body) const {
     std::vector<RowTile>& tiles = context_.row_tiles;
-    cut_row_blocks(plan_, tiles);
+    cut_row_blocks(plan_, kernels_.tile_rows, tiles);
     for_each_tile(context_.pool, static_cast<index_t>(tiles.size()), panels.count(),
                   [&](index_t tile, int first, int last, int worker) {
                     for (int panel = first; panel < last; ++panel) {
@@ -87,6 +104,7 @@ class Projection {
     const bool in_place = out_.sums_in_place(columns);
     float* c = in_place ? static_cast<float*>(target.data) : sums_of(worker);
     const index_t c_stride = in_place ? target.stride : kPanel;
+    if (in_place) fetch_next_columns(c, c_stride, tile.rows);
     multiply(kernels_, panels, panel, {slices, count}, tile.rows, {init, init_stride, c, c_stride});
     if (in_place) return;
     context_.rows->store_tile(c, c_stride, tile.rows, columns, Activation::kNone, target);
@@ -96,11 +114,13 @@ class Projection {
   const float* const bias;
 
  private:
-  static constexpr std::size_t kSumsBytes = kTileRows * kPanel * sizeof(float);
+  std::size_t sums_bytes() const {
+    return static_cast<std::size_t>(kernels_.tile_rows) * kPanel * sizeof(float);
+  }
 
   KSlice* slices_of(int worker) const {
     return reinterpret_cast<KSlice*>(static_cast<char*>(context_.worker_scratch.of(worker)) +
-                                     kSumsBytes);
+                                     sums_bytes());
   }
   std::size_t add_heads(const RowTile& tile, std::span<const std::int32_t> heads,
                         KSlice* slices) const {
@@ -135,6 +155,7 @@ void gemm_o_update(Context& context, const GemmPlan& plan, const OutputProjectio
     if (cache.order >= 0) {
       const int order = terms.next_order(plan.row_blocks[tile.block]);
       const index_t column = run.panels.first_column(panel);
+      terms.fetch_next_panel(order + 1, tile, column);
       for (int r = 0; r < tile.rows; ++r) {
         float* rows[kMaxForecastOrder + 1];
         for (int term = 0; term <= order; ++term) {
@@ -162,6 +183,7 @@ void gemm_o_dispatch(Context& context, const GemmPlan& plan, const OutputProject
         std::min<int>(terms.valid_order(block) + 1, static_cast<int>(coefficients.size()));
     const index_t column = run.panels.first_column(panel);
     const int columns = run.panels.num_columns(panel);
+    terms.fetch_next_panel(num_terms, tile, column);
     if (num_terms == 1 && coefficients[0] == 1.0f && columns == kPanel) {
       run.finish(tile, panel, terms.at(0, tile.batch, tile.row, column), cache.terms[0].stride(1),
                  worker);

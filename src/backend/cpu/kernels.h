@@ -37,7 +37,18 @@ struct PanelJob {
   index_t init_stride = 0;
   float* c = nullptr;
   index_t c_stride = 0;
+  // What to fetch into L2 meanwhile: the memory that B goes on in, as large as B. Or nullptr.
+  const void* next_b = nullptr;
+
+  int depth() const {
+    int sum = 0;
+    for (int n = 0; n < num_pieces; ++n) sum += pieces[n].depth;
+    return sum;
+  }
 };
+
+// How near to the core prefetched lines go; the third argument of __builtin_prefetch.
+enum Nearness { kIntoL2 = 2, kIntoL1 = 3 };
 
 using PanelKernel = void (*)(const PanelJob&);
 
@@ -84,6 +95,9 @@ struct ProductKernels {
   PanelKernel panel = nullptr;
   AttentionKernel attention;
   PeakLoop peak_loop = nullptr;
+  // Rows of a tile of a projection: a multiple of the kernel's register block, small enough that A
+  // of the tile stays in L2 while the weight passes through.
+  int tile_rows = 48;
 
   // Values in the order `attention` reads: `count` tokens of V (one kv block) at `packed_start`, a
   // multiple of `value_granule`, in memory of packed_tokens * head_dim elements, zero-padded to the

@@ -75,20 +75,27 @@ void pack_panel(const RoundedWeight& weight, const Panels& panels, int panel, in
 void multiply(const ProductKernels& kernels, const Panels& panels, int panel,
               std::span<const KSlice> slices, int rows, TileMemory memory) {
   PieceList pieces(kernels);
-  const auto flush = [&] {
+  const auto flush = [&](const void* next_b) {
     kernels.panel({pieces.data(), pieces.count(), rows, memory.init, memory.init_stride, memory.c,
-                   memory.c_stride});
+                   memory.c_stride, next_b});
     memory.init = memory.c;
     memory.init_stride = memory.c_stride;
     pieces.clear();
   };
-  for (const KSlice& slice : slices) {
+  // The panel that is likely to be next begins with the same slices.
+  const void* next_panel =
+      slices.empty() ? panels.at(panel, 0) : panels.at(panel + 1, slices.front().k);
+  for (std::size_t i = 0; i < slices.size(); ++i) {
+    const KSlice& slice = slices[i];
     for (index_t done = 0; done < slice.depth;) {
       done += pieces.add(panels, panel, slice, done);
-      if (pieces.full()) flush();
+      if (!pieces.full()) continue;
+      const bool ends = done == slice.depth;
+      if (ends && i + 1 == slices.size()) break;  // the last flush, below
+      flush(ends ? panels.at(panel, slices[i + 1].k) : panels.at(panel, slice.k + done));
     }
   }
-  if (!pieces.empty() || memory.init != memory.c) flush();
+  if (!pieces.empty() || memory.init != memory.c) flush(next_panel);
 }
 
 PackedWeight pack_weight(Context& context, ConstTensorView weight, DType dtype, int column_group) {
@@ -152,11 +159,11 @@ const float* padded_bias(Context& context, const Panels& panels, ConstTensorView
   return padded;
 }
 
-void cut_row_blocks(const GemmPlan& plan, std::vector<RowTile>& tiles) {
+void cut_row_blocks(const GemmPlan& plan, int tile_rows, std::vector<RowTile>& tiles) {
   tiles.clear();
   for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
     const RowBlock& block = plan.row_blocks[i];
-    const int parts = (block.num_rows + kTileRows - 1) / kTileRows;
+    const int parts = (block.num_rows + tile_rows - 1) / tile_rows;
     const int height = (block.num_rows + parts - 1) / parts;
     for (int row = 0; row < block.num_rows; row += height) {
       tiles.push_back({block.batch, block.row + row, std::min(height, block.num_rows - row), i});

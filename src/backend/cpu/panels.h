@@ -105,12 +105,8 @@ struct OutputRows {
   index_t batch_stride, row_stride;
 };
 
-// Rows of a tile: a multiple of 6 (f32 kernels) and of 32 (AMX), small enough that the tile's sums
-// (24 KiB) leave the B block its place in L1.
-inline constexpr int kTileRows = 96;
-
-// Row blocks of a plan cut into tiles of nearly equal height.
-void cut_row_blocks(const GemmPlan& plan, std::vector<RowTile>& tiles);
+// Row blocks of a plan cut into tiles of nearly equal height, tile_rows at most.
+void cut_row_blocks(const GemmPlan& plan, int tile_rows, std::vector<RowTile>& tiles);
 
 // Calls body(row_tile, first, last, worker) over all row tiles and all of `count` columns of work
 // (panels, heads), cut so that every thread gets about 16 tasks and uneven ones even out.

@@ -77,9 +77,6 @@ void pack_queries(const AttentionJob& job, int first_row, int num_rows, const Ch
   transpose_rows(chunk.o_t, job.head_dim, job.head_dim, scale, chunk.q_t);
 }
 
-// How near to the core prefetched lines go; the third argument of __builtin_prefetch.
-enum Nearness { kIntoL2 = 2, kIntoL1 = 3 };
-
 // sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors; asks
 // for `depth` cache lines of memory from `ahead` on. (Unrolled by 2 or 4 it ran slower.)
 template <Nearness kNearness, int kR, int kV>
@@ -209,18 +206,16 @@ void raise_bounds(const AttentionJob& job, const KvRun& run, const Chunk& chunk,
   const Floats d;
   for (int v = 0; v < kV; ++v) {
     const int column = lane + v * kLanes;
-    const auto add = [&](float* to, FloatVec x) HWY_ATTR {
-      hn::StoreU(hn::Add(hn::LoadU(d, to), x), d, to);
-    };
+    const auto add = [&](float* to, FloatVec x)
+                         HWY_ATTR { hn::StoreU(hn::Add(hn::LoadU(d, to), x), d, to); };
     add(chunk.bound + column, growth[v]);
     for (int i = 0; i < run.count; ++i) {
       add(chunk.scores + i * kPanel + column, hn::Neg(growth[v]));
     }
     if (first) continue;
     const FloatVec shrink = exp2(d, hn::Neg(growth[v]));
-    const auto scale = [&](float* to) HWY_ATTR {
-      hn::StoreU(hn::Mul(hn::LoadU(d, to), shrink), d, to);
-    };
+    const auto scale = [&](float* to)
+                           HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(d, to), shrink), d, to); };
     scale(chunk.row_sum + column);
     for (int i = 0; i < job.head_dim; ++i) scale(chunk.o_t + i * kPanel + column);
   }
@@ -265,9 +260,9 @@ HWY_INLINE void attend_run(const AttentionJob& job, int index, const Chunk& chun
   const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
   for (int i = 0; i < head_dim; i += kRows) {
     const float* ahead = ahead_of_block(next_k, next.count * head_dim, i / kRows, run.count);
-    value_columns<kV>(std::min(kRows, head_dim - i),
-                      {run.count, v + i, 1, head_dim, chunk.scores + lane, ahead,
-                       chunk.o_t + lane + i * kPanel});
+    value_columns<kV>(
+        std::min(kRows, head_dim - i),
+        {run.count, v + i, 1, head_dim, chunk.scores + lane, ahead, chunk.o_t + lane + i * kPanel});
   }
 }
 

@@ -21,6 +21,8 @@ constexpr int kRows = 6;
 constexpr int kVectors = kLanes == 8 ? 2 : 4;
 constexpr int kColumns = kVectors * kLanes;
 static_assert(kPanel % kColumns == 0);
+constexpr int kLine = 64 / sizeof(float);      // floats of a cache line
+constexpr int kLinesPerStep = kPanel / kLine;  // lines of B that a step along K reads
 
 template <int kR>
 HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
@@ -32,12 +34,17 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
       sums[r][v] = hn::LoadU(d, init + r * job.init_stride + v * kLanes);
     }
   }
+  // Fetches one line of next_b a step: the first four blocks of rows fetch all of it, the others
+  // fetch the beginning again, which costs nothing.
+  const int share = row / kRows < kLinesPerStep ? row / kRows : 0;
+  const float* ahead = static_cast<const float*>(job.next_b) + share * job.depth() * kLine;
   for (int piece = 0; piece < job.num_pieces; ++piece) {
     const index_t a_stride = job.pieces[piece].a_stride;
     const float* a = static_cast<const float*>(job.pieces[piece].a) + row * a_stride;
     const float* b = static_cast<const float*>(job.pieces[piece].b) + column;
     const int depth = job.pieces[piece].depth;
-    for (int k = 0; k < depth; ++k) {
+    for (int k = 0; k < depth; ++k, ahead += kLine) {
+      __builtin_prefetch(ahead, 0, kIntoL2);
       FloatVec bv[kVectors];
       HWY_UNROLL(4) for (int v = 0; v < kVectors; ++v) {
         bv[v] = hn::LoadU(d, b + static_cast<index_t>(k) * kPanel + v * kLanes);
