@@ -85,8 +85,8 @@ BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest
 
 BenchJob gemm_o_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<GemmOperands>(backend, shape, mask, /*column_group=*/0);
-  const auto bias_cache = std::make_shared<Tensor>(
-      backend.allocate(DType::kF32, {1, shape.seq_len, shape.inner_dim()}));
+  const auto bias_cache = std::make_shared<Tensor>(backend.allocate(
+      backend.bias_cache_dtype(operands->weight.dtype), {1, shape.seq_len, shape.inner_dim()}));
   const auto orders =
       std::make_shared<Tensor>(backend.allocate(DType::kU8, {1, operands->plan.num_q_blocks}));
   const auto projection = [operands] {

@@ -42,7 +42,8 @@ inline constexpr int kMaxForecastOrder = 2;
 // the orders: docs/paper_map.md). Written by gemm_o_update, read by gemm_o_dispatch.
 struct BiasCacheView {
   int order = -1;  // highest order kept, 0..2; -1: no cache (gemm_o_update just projects)
-  TensorView terms[kMaxForecastOrder + 1];  // [batch, num_rows, out_features] f32
+  // [batch, num_rows, out_features], all f32 or all Backend::bias_cache_dtype()
+  TensorView terms[kMaxForecastOrder + 1];
   TensorView valid_order;  // u8 [batch, num_q_blocks]: highest order usable in a row block
 };
 
@@ -96,6 +97,10 @@ class Backend {
   // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
   // groups of that many output features.
   virtual PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) = 0;
+
+  // What the terms of a bias cache are best kept in, for a weight of this dtype. Sums and
+  // differences are formed in fp32 whatever they are kept in.
+  virtual DType bias_cache_dtype(DType) const { return DType::kF32; }
 
   virtual void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan,
                                     Stream stream) = 0;

@@ -28,7 +28,7 @@ void gemm_q(Backend& backend, const GemmPlan& plan, ConstTensorView x, const Pac
             ConstTensorView bias, const NormRope& epilogue, TensorView out, Stream stream = {});
 
 // The output projection of an update step, in one pass over W: per row block first
-//   B_c = bias + sum over cached heads o_h W_h        -> cache.terms[0] (fp32)
+//   B_c = bias + sum over cached heads o_h W_h        -> cache.terms[0]
 // then  out = B_c + sum over live heads o_h W_h (+ mlp W_m),
 // which is the dense projection. Where a row block's cached heads are those of the last update
 // (RowBlock::same_as_previous), the finite differences

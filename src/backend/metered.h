@@ -40,6 +40,8 @@ class MeteredBackend final : public Backend {
     return backend_->pack_weight(weight, dtype, column_group);
   }
 
+  DType bias_cache_dtype(DType weight) const override { return backend_->bias_cache_dtype(weight); }
+
   void copy(ConstTensorView from, TensorView to, Stream stream) override;
   void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan,
                             Stream stream) override;

@@ -223,7 +223,8 @@ void Engine::State::build_plans(LayerState& state, std::span<const AttentionStre
 void Engine::State::reserve_bias_cache(BiasCache& bias) {
   if (bias.order == options.order) return;
   const Layout rows{1, all_live.q_grid().num_tokens(), shape.hidden_dim};
-  for (int o = 0; o <= options.order; ++o) bias.terms[o] = backend.allocate(DType::kF32, rows);
+  const DType term = backend.bias_cache_dtype(shape.dtype);
+  for (int o = 0; o <= options.order; ++o) bias.terms[o] = backend.allocate(term, rows);
   bias.valid_order = backend.allocate(DType::kU8, {1, all_live.q_grid().num_blocks()});
   bias.order = options.order;
 }

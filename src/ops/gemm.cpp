@@ -38,8 +38,8 @@ struct ProjectionArguments {
   std::vector<Argument> cache;
 };
 
-ProjectionArguments projection_arguments(const char* op, const GemmPlan& plan,
-                                         const OutputProjection& projection,
+ProjectionArguments projection_arguments(const char* op, const Backend& backend,
+                                         const GemmPlan& plan, const OutputProjection& projection,
                                          const BiasCacheView& cache) {
   FO_CHECK(projection.weight, "%s: weight is missing", op);
   const PackedWeight& weight = *projection.weight;
@@ -66,8 +66,10 @@ ProjectionArguments projection_arguments(const char* op, const GemmPlan& plan,
     arguments.inputs.push_back({"bias", projection.bias, DType::kF32, {weight.out_features}});
   }
   arguments.outputs = {{"out", projection.out, weight.dtype, out_shape}};
+  const DType compact = backend.bias_cache_dtype(weight.dtype);
+  const DType term = cache.terms[0].dtype == compact ? compact : DType::kF32;
   for (int o = 0; o <= cache.order; ++o) {
-    arguments.cache.push_back({kTermNames[o], cache.terms[o], DType::kF32, out_shape});
+    arguments.cache.push_back({kTermNames[o], cache.terms[o], term, out_shape});
   }
   if (cache.order >= 0) {
     arguments.cache.push_back(
@@ -110,7 +112,7 @@ void gemm_q(Backend& backend, const GemmPlan& plan, ConstTensorView x, const Pac
 void gemm_o_update(Backend& backend, const GemmPlan& plan, const OutputProjection& projection,
                    float steps_since_update, const BiasCacheView& cache, Stream stream) {
   constexpr const char* kOp = "gemm_o_update";
-  ProjectionArguments arguments = projection_arguments(kOp, plan, projection, cache);
+  ProjectionArguments arguments = projection_arguments(kOp, backend, plan, projection, cache);
   FO_CHECK(cache.order < 1 || (steps_since_update > 0 && std::isfinite(steps_since_update)),
            "gemm_o_update: steps_since_update is %g, must be positive", steps_since_update);
   check_projection(kOp, backend.device(), arguments);
@@ -123,7 +125,7 @@ void gemm_o_dispatch(Backend& backend, const GemmPlan& plan, const OutputProject
                      std::span<const float> coefficients, const BiasCacheView& cache,
                      Stream stream) {
   constexpr const char* kOp = "gemm_o_dispatch";
-  ProjectionArguments arguments = projection_arguments(kOp, plan, projection, cache);
+  ProjectionArguments arguments = projection_arguments(kOp, backend, plan, projection, cache);
   FO_CHECK(!projection.bias, "gemm_o_dispatch: bias must be {}, the bias cache contains it");
   FO_CHECK(cache.order >= 0, "gemm_o_dispatch: cache.order is -1, there is no bias cache");
   FO_CHECK(

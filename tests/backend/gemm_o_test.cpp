@@ -205,6 +205,19 @@ TEST_P(GemmO, OrdersGrowWhileTheCachedHeadsStay) {
   }
 }
 
+TEST_P(GemmO, RemembersInTheDtypeThatTheBackendAsksFor) {
+  const auto sparsity = symbols(Pattern::kRandom);
+  OutputLayer layer(*backend, sparsity, {0, 100}, {64, 136, 16, true, true}, 2, dtype);
+  for (const int valid : {0, 1, 2}) {
+    layer.update(sparsity, 6);
+    layer.expect_correct();
+    EXPECT_EQ(layer.valid_order(0), valid);
+    layer.new_inputs(60 + valid);
+    layer.dispatch({1, 3, 4.5f});
+    layer.expect_correct();
+  }
+}
+
 TEST_P(GemmO, ARowBlockWhoseCachedHeadsChangeStartsAgain) {
   const auto first = symbols(Pattern::kRandom);
   auto second = first;

@@ -8,6 +8,7 @@ namespace flashomni::test {
 struct OutputShape {
   int head_dim = 24, out_features = 40, mlp_dim = 0;
   bool bias = true;
+  bool compact_cache = false;  // in the dtype that the backend asks for, instead of f32
 };
 
 // One layer with its weight and its bias cache; each step brings new inputs and symbols.
@@ -20,14 +21,15 @@ class OutputLayer {
         range_(range),
         shape_(shape),
         order_(order),
-        dtype_(dtype) {
+        dtype_(dtype),
+        term_dtype_(shape.compact_cache ? backend.bias_cache_dtype(dtype) : DType::kF32) {
     const index_t in = first.num_heads * shape.head_dim + shape.mlp_dim;
     const Layout out{first.batch, range.count, shape.out_features};
     weight_ = random_tensor(dtype, {shape.out_features, in}, seed,
                             1 / std::sqrt(static_cast<double>(in)));
     if (shape.bias) bias_ = random_tensor(DType::kF32, {shape.out_features}, seed + 1);
     for (int o = 0; o <= order; ++o) {
-      terms_.push_back(canary_tensor(DType::kF32, out));
+      terms_.push_back(canary_tensor(term_dtype_, out));
       expected_terms_.emplace_back(static_cast<std::size_t>(out.num_elements()));
     }
     valid_order_ = canary_tensor(DType::kU8, {first.batch, num_blocks(first.q)});
@@ -170,7 +172,7 @@ class OutputLayer {
       Expected term = sum;
       for (int o = 0; o <= valid; ++o) {
         const Expected old = expected_terms_[o][i].value_or(Expected{});
-        expected_terms_[o][i] = stored(DType::kF32, term);
+        expected_terms_[o][i] = stored(term_dtype_, term);
         term = 1.0 / steps * (term + -1.0 * old);
       }
     });
@@ -194,7 +196,7 @@ class OutputLayer {
   TokenRange range_;
   OutputShape shape_;
   int order_;
-  DType dtype_;
+  DType dtype_, term_dtype_;
   bool updated_ = false;
   Tensor weight_, bias_, valid_order_;
   std::vector<Tensor> terms_;

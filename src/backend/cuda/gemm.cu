@@ -4,17 +4,18 @@
 
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/tensor_map.h"
+#include "backend/cuda/tiles.h"
 
 namespace flashomni::cuda {
 namespace {
 
-constexpr int kTileM = 128, kTileN = 256, kSlice = 64;
+constexpr int kTileM = 128, kSlice = 64;
 
 int divide_up(index_t a, index_t b) { return static_cast<int>((a + b - 1) / b); }
 
 GemmKernel choose_kernel(const char* operation, const PackedWeight& weight, GemmKind kind,
-                         int head_dim, const LaunchTarget& target) {
-  const auto kernel = find_gemm_kernel(target.arch, weight.dtype, kind, head_dim);
+                         int head_dim, DType term, const LaunchTarget& target) {
+  const auto kernel = find_gemm_kernel(target.arch, weight.dtype, kind, head_dim, term);
   if (!kernel) {
     FO_FAIL(kUnsupported,
             "%s: the cuda backend has no kernel for %s, head_dim %d on compute capability %d.%d; "
@@ -34,16 +35,21 @@ GemmKernel choose_kernel(const char* operation, const PackedWeight& weight, Gemm
   return *kernel;
 }
 
-// [batch, rows, columns]; a block of a cluster loads half a tile's rows.
-CUtensorMap activation_map(ConstTensorView x) {
+// [batch, rows, columns], boxes of `rows`.
+CUtensorMap matrix_map(ConstTensorView x, int rows) {
   return make_tensor_map(
       {x.data, x.dtype, {x.size(2), x.size(1), x.size(0)}, {1, x.stride(1), x.stride(0)}, 3}, 1,
-      kTileM / 2);
+      rows);
 }
-CUtensorMap weight_map(const PackedWeight& weight, int box_rows) {
+// [rows, columns] as one item of a batch.
+CUtensorMap single_map(ConstTensorView x, int rows) {
+  return make_tensor_map(
+      {x.data, x.dtype, {x.size(1), x.size(0), 1}, {1, x.stride(0), x.stride(0) * x.size(0)}, 3}, 1,
+      rows);
+}
+CUtensorMap weight_map(const PackedWeight& weight, int rows) {
   const ConstTensorView w = weight.storage;
-  return make_tensor_map({w.data, w.dtype, {w.size(1), w.size(0)}, {1, w.stride(0)}, 2}, 1,
-                         box_rows);
+  return make_tensor_map({w.data, w.dtype, {w.size(1), w.size(0)}, {1, w.stride(0)}, 2}, 1, rows);
 }
 
 void check_row_blocks(const char* operation, const GemmPlan& plan) {
@@ -72,6 +78,10 @@ void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
                           stream));
 }
 
+DType term_type(const BiasCacheView& cache, const PackedWeight& weight) {
+  return cache.order >= 0 ? cache.terms[0].dtype : weight.dtype;
+}
+
 // valid_order grows where the cached heads stayed, up to `order`; elsewhere it starts again.
 __global__ void advance_valid_order(const GemmTile* tiles, int num_tiles, int num_q_blocks,
                                     int order, std::uint8_t* valid_order) {
@@ -84,7 +94,7 @@ __global__ void advance_valid_order(const GemmTile* tiles, int num_tiles, int nu
 }  // namespace
 
 void DeviceGemmPlan::reset() {
-  head_tiles_.made_for = column_tiles_.made_for = 0;
+  head_tiles_.made_for = update_tiles_.made_for = dispatch_tiles_.made_for = 0;
   has_heads_ = false;
 }
 
@@ -94,61 +104,48 @@ void DeviceGemmPlan::upload_heads(const GemmPlan& plan, cudaStream_t stream) {
   has_heads_ = true;
 }
 
-// The live heads of a row block, `heads_per_tile` at a time.
-void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int heads_per_tile,
-                                     cudaStream_t stream) {
-  upload_heads(plan, stream);
-  if (head_tiles_.made_for == heads_per_tile) return;
-  std::vector<GemmTile> tiles;
-  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
-    const RowBlock& block = plan.row_blocks[i];
-    const auto first = static_cast<std::int32_t>(i) * plan.num_heads + block.num_cached;
-    const int live = plan.num_heads - block.num_cached;
-    for (int head = 0; head < live; head += heads_per_tile) {
-      const auto count = static_cast<std::int16_t>(std::min(heads_per_tile, live - head));
-      tiles.push_back(
-          {block.batch, block.row, block.num_rows, 0, first + head, 0, count, block.q_block, 0});
-    }
+void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int head_dim,
+                                     const LaunchTarget& target) {
+  upload_heads(plan, target.stream);
+  if (head_tiles_.made_for == head_dim) return;
+  const auto keep = [&](const auto& tiles) {
+    upload(tiles, head_tiles_.tiles, target.stream);
+    head_tiles_.num_tiles = static_cast<int>(tiles.size());
+  };
+  if (head_dim == 128) {
+    keep(cuda::make_head_tiles(plan, target.num_sms / 2));
+  } else {
+    keep(make_row_tiles(plan, 2 * kWideTile / head_dim));
   }
-  upload(tiles, head_tiles_.tiles, stream);
-  head_tiles_.num_tiles = static_cast<int>(tiles.size());
-  head_tiles_.made_for = heads_per_tile;
+  head_tiles_.made_for = head_dim;
 }
 
-// The output columns of a row block, 512 at a time; row blocks with many live heads first.
-void DeviceGemmPlan::make_column_tiles(const GemmPlan& plan, int out_features,
-                                       cudaStream_t stream) {
-  upload_heads(plan, stream);
-  if (column_tiles_.made_for == out_features) return;
-  std::vector<GemmTile> tiles;
-  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
-    const RowBlock& block = plan.row_blocks[i];
-    for (int column = 0; column < out_features; column += 2 * kTileN) {
-      tiles.push_back({block.batch, block.row, block.num_rows, column,
-                       static_cast<std::int32_t>(i) * plan.num_heads,
-                       static_cast<std::int16_t>(block.num_cached),
-                       static_cast<std::int16_t>(plan.num_heads - block.num_cached), block.q_block,
-                       block.same_as_previous});
-    }
-  }
-  std::stable_sort(tiles.begin(), tiles.end(),
-                   [](const GemmTile& a, const GemmTile& b) { return a.num_live > b.num_live; });
-  upload(tiles, column_tiles_.tiles, stream);
-  column_tiles_.num_tiles = static_cast<int>(tiles.size());
-  column_tiles_.made_for = out_features;
+void DeviceGemmPlan::make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
+                                       const LaunchTarget& target) {
+  upload_heads(plan, target.stream);
+  TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
+  if (list.made_for == out_features) return;
+  auto tiles = make_column_tiles(plan, out_features);
+  // The update's kernel has wide tiles only.
+  if (kind == GemmKind::kDispatch) halve_last_tiles(out_features, target.num_sms / 2, tiles);
+  upload(tiles, list.tiles, target.stream);
+  list.num_tiles = static_cast<int>(tiles.size());
+  list.made_for = out_features;
 }
 
 void DeviceGemmPlan::launch_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
                               ConstTensorView bias, const NormRope& epilogue, TensorView out,
                               const LaunchTarget& target) {
   const int head_dim = weight.column_group;
-  const GemmKernel kernel = choose_kernel("gemm_q", weight, GemmKind::kHeads, head_dim, target);
+  const GemmKernel kernel =
+      choose_kernel("gemm_q", weight, GemmKind::kHeads, head_dim, weight.dtype, target);
   check_row_blocks("gemm_q", plan);
-  make_head_tiles(plan, 2 * kTileN / head_dim, target.stream);
+  make_head_tiles(plan, head_dim, target);
   GemmParams params{};
-  params.a_map = activation_map(x);
-  params.w_map = weight_map(weight, head_dim);
-  params.tiles = head_tiles_.tiles.as<GemmTile>();
+  params.a_map = matrix_map(x, head_dim == 128 ? kTileM : kTileM / 2);
+  params.w_map = weight_map(weight, 64);
+  params.out_map = matrix_map(out, kTileM / 2);
+  params.tiles = head_tiles_.tiles.as<void>();
   params.num_tiles = head_tiles_.num_tiles;
   params.heads = heads_.as<std::int32_t>();
   params.slices = divide_up(weight.in_features, kSlice);
@@ -165,8 +162,9 @@ void DeviceGemmPlan::launch_q(const GemmPlan& plan, ConstTensorView x, const Pac
   launch(kernel, params, target);
 }
 
-GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProjection& projection,
-                                         const BiasCacheView& cache, cudaStream_t stream) {
+GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
+                                         const OutputProjection& projection,
+                                         const BiasCacheView& cache, const LaunchTarget& target) {
   const PackedWeight& weight = *projection.weight;
   const index_t head_columns = projection.o.size(2), head_dim = head_columns / plan.num_heads;
   if (head_dim % kSlice != 0) {
@@ -175,18 +173,20 @@ GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProje
             static_cast<long long>(head_dim), kSlice);
   }
   check_row_blocks("gemm_o", plan);
-  make_column_tiles(plan, static_cast<int>(weight.out_features), stream);
+  make_output_tiles(kind, plan, static_cast<int>(weight.out_features), target);
+  const TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
   GemmParams params{};
-  params.a_map = activation_map(projection.o);
-  params.w_map = weight_map(weight, kTileN);
+  params.a_map = matrix_map(projection.o, kTileM / 2);
+  params.w_map = weight_map(weight, 128);
+  params.out_map = matrix_map(projection.out, kTileM / 2);
   params.slices_per_head = static_cast<int>(head_dim / kSlice);
   if (projection.mlp) {
-    params.mlp_map = activation_map(projection.mlp);
+    params.mlp_map = matrix_map(projection.mlp, kTileM / 2);
     params.mlp_slices = divide_up(projection.mlp.size(2), kSlice);
     params.mlp_column = static_cast<int>(head_columns);
   }
-  params.tiles = column_tiles_.tiles.as<GemmTile>();
-  params.num_tiles = column_tiles_.num_tiles;
+  params.tiles = list.tiles.as<void>();
+  params.num_tiles = list.num_tiles;
   params.heads = heads_.as<std::int32_t>();
   params.bias = projection.bias.as<float>();
   params.out = projection.out.data;
@@ -195,7 +195,10 @@ GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProje
   params.out_features = static_cast<int>(weight.out_features);
   params.order = cache.order;
   params.num_q_blocks = plan.num_q_blocks;
-  for (int o = 0; o <= cache.order; ++o) params.terms[o] = cache.terms[o].as<float>();
+  for (int o = 0; o <= cache.order; ++o) {
+    params.terms[o] = cache.terms[o].data;
+    params.term_maps[o] = matrix_map(cache.terms[o], kTileM / 2);
+  }
   if (cache.order >= 0) {
     params.term_batch_stride = cache.terms[0].stride(0);
     params.valid_order = cache.valid_order.as<std::uint8_t>();
@@ -206,15 +209,15 @@ GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProje
 void DeviceGemmPlan::launch_o_update(const GemmPlan& plan, const OutputProjection& projection,
                                      float steps_since_update, const BiasCacheView& cache,
                                      const LaunchTarget& target) {
-  const GemmKernel kernel =
-      choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0, target);
-  GemmParams params = output_params(plan, projection, cache, target.stream);
+  const GemmKernel kernel = choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0,
+                                          term_type(cache, *projection.weight), target);
+  GemmParams params = output_params(GemmKind::kUpdate, plan, projection, cache, target);
   params.inverse_steps = 1 / steps_since_update;
   launch(kernel, params, target);
   if (cache.order < 0 || params.num_tiles == 0) return;
   constexpr int kThreads = 256;
   advance_valid_order<<<divide_up(params.num_tiles, kThreads), kThreads, 0, target.stream>>>(
-      params.tiles, params.num_tiles, params.num_q_blocks, cache.order,
+      update_tiles_.tiles.as<GemmTile>(), params.num_tiles, params.num_q_blocks, cache.order,
       cache.valid_order.as<std::uint8_t>());
   FO_CUDA(cudaGetLastError());
 }
@@ -223,8 +226,9 @@ void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProject
                                        std::span<const float> coefficients,
                                        const BiasCacheView& cache, const LaunchTarget& target) {
   const GemmKernel kernel =
-      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, target);
-  GemmParams params = output_params(plan, projection, cache, target.stream);
+      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0,
+                    term_type(cache, *projection.weight), target);
+  GemmParams params = output_params(GemmKind::kDispatch, plan, projection, cache, target);
   params.order = static_cast<int>(coefficients.size()) - 1;
   std::copy(coefficients.begin(), coefficients.end(), params.coefficients);
   launch(kernel, params, target);
@@ -232,22 +236,27 @@ void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProject
 
 void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
                    Activation activation, TensorView out, const LaunchTarget& target) {
-  const GemmKernel kernel = choose_kernel("linear", weight, GemmKind::kLinear, 0, target);
+  const GemmKernel kernel =
+      choose_kernel("linear", weight, GemmKind::kLinear, 0, weight.dtype, target);
   GemmParams params{};
-  params.a_map = make_tensor_map(
-      {x.data, x.dtype, {x.size(1), x.size(0), 1}, {1, x.stride(0), x.stride(0) * x.size(0)}, 3}, 1,
-      kTileM / 2);
-  params.w_map = weight_map(weight, kTileN);
+  params.a_map = single_map(x, kTileM / 2);
+  params.w_map = weight_map(weight, 128);
+  if (out.dtype == DType::kF32) {
+    params.out_is_f32 = true;
+  } else {
+    params.out_map = single_map(out, kTileM / 2);
+  }
   params.rows = static_cast<int>(x.size(0));
-  params.column_tiles = divide_up(weight.out_features, 2 * kTileN);
-  params.num_tiles = divide_up(x.size(0), kTileM) * params.column_tiles;
+  params.column_tiles = divide_up(weight.out_features, 2 * kWideTile);
+  const int whole_tiles = divide_up(x.size(0), kTileM) * params.column_tiles;
+  params.wide_tiles = count_wide_tiles(whole_tiles, target.num_sms / 2);
+  params.num_tiles = 2 * whole_tiles - params.wide_tiles;
   params.slices = divide_up(weight.in_features, kSlice);
   params.bias = bias.as<float>();
   params.out = out.data;
   params.out_row_stride = out.stride(0);
   params.out_features = static_cast<int>(weight.out_features);
   params.activation = static_cast<int>(activation);
-  params.out_is_f32 = out.dtype == DType::kF32;
   launch(kernel, params, target);
 }
 

@@ -42,15 +42,16 @@ class DeviceGemmPlan {
   struct TileList {
     DeviceBuffer tiles;
     int num_tiles = 0;
-    int made_for = 0;  // heads a tile, or output features; 0: not made
+    int made_for = 0;  // head_dim, or output features; 0: not made
   };
-  void make_head_tiles(const GemmPlan& plan, int heads_per_tile, cudaStream_t stream);
-  void make_column_tiles(const GemmPlan& plan, int out_features, cudaStream_t stream);
+  void make_head_tiles(const GemmPlan& plan, int head_dim, const LaunchTarget& target);
+  void make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
+                         const LaunchTarget& target);
   void upload_heads(const GemmPlan& plan, cudaStream_t stream);
-  GemmParams output_params(const GemmPlan& plan, const OutputProjection& projection,
-                           const BiasCacheView& cache, cudaStream_t stream);
+  GemmParams output_params(GemmKind kind, const GemmPlan& plan, const OutputProjection& projection,
+                           const BiasCacheView& cache, const LaunchTarget& target);
 
-  TileList head_tiles_, column_tiles_;
+  TileList head_tiles_, update_tiles_, dispatch_tiles_;
   DeviceBuffer heads_;
   bool has_heads_ = false;
 };

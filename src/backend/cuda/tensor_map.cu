@@ -21,17 +21,18 @@ auto find_encoder() {
 
 CUtensorMap make_tensor_map(const TmaTensor& tensor, int row_axis, int rows) {
   static const auto encode = find_encoder();
-  constexpr int kColumns = 64;
+  const auto element = static_cast<cuuint64_t>(size_in_bytes(tensor.dtype));
   cuuint64_t sizes[4], strides[3];
   cuuint32_t box[4] = {1, 1, 1, 1}, steps[4] = {1, 1, 1, 1};
   for (int axis = 0; axis < tensor.rank; ++axis) {
     sizes[axis] = static_cast<cuuint64_t>(tensor.sizes[axis]);
-    if (axis > 0) strides[axis - 1] = static_cast<cuuint64_t>(tensor.strides[axis]) * 2;
+    if (axis > 0) strides[axis - 1] = static_cast<cuuint64_t>(tensor.strides[axis]) * element;
   }
-  box[0] = kColumns;
+  box[0] = static_cast<cuuint32_t>(128 / element);
   box[row_axis] = static_cast<cuuint32_t>(rows);
-  const auto type = tensor.dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto type = tensor.dtype == DType::kF32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                    : tensor.dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   CUtensorMap map;
   const CUresult status =
       encode(&map, type, static_cast<cuuint32_t>(tensor.rank), const_cast<void*>(tensor.data),

@@ -1,4 +1,4 @@
-// tensor_map.h -- descriptors with which the TMA unit loads boxes of a 16-bit tensor.
+// tensor_map.h -- descriptors with which the TMA unit moves boxes of a tensor.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,17 +11,17 @@
 
 namespace flashomni::cuda {
 
-// A 16-bit tensor of device memory, axes from the fastest; the first has stride 1.
+// A tensor of device memory, bf16, f16 or f32, axes from the fastest; the first has stride 1.
 struct TmaTensor {
   const void* data = nullptr;
   DType dtype = DType::kBF16;
   std::array<index_t, 4> sizes{};
-  std::array<index_t, 4> strides{};  // in elements, multiples of 8
+  std::array<index_t, 4> strides{};  // in elements, multiples of 16 bytes
   int rank = 0;
 };
 
-// Boxes of 64 (columns) x `rows` along axis `row_axis`, 1 along the others, in the 128-byte swizzle
-// of device/tma.cuh; what lies outside the tensor reads as zero.
+// Boxes of 128 bytes of columns x `rows` along axis `row_axis`, 1 along the others, in the 128-byte
+// swizzle of device/tma.cuh; what lies outside the tensor reads as zero and is not written.
 CUtensorMap make_tensor_map(const TmaTensor& tensor, int row_axis, int rows);
 
 }  // namespace flashomni::cuda

@@ -19,6 +19,14 @@ __device__ inline void load_matrices(std::uint32_t* words, const void* row) {
                : "memory");
 }
 
+// The reverse (stmatrix).
+__device__ inline void store_matrices(const std::uint32_t (&words)[4], void* row) {
+  const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 // A quad is the four threads that hold one row of a tile.
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
@@ -38,6 +46,17 @@ __device__ inline std::uint32_t pack<__half>(float low, float high) {
   std::uint32_t word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
+}
+
+template <typename T>
+__device__ inline float2 unpack(std::uint32_t word);
+template <>
+__device__ inline float2 unpack<__nv_bfloat16>(std::uint32_t word) {
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+}
+template <>
+__device__ inline float2 unpack<__half>(std::uint32_t word) {
+  return __half22float2(reinterpret_cast<const __half2&>(word));
 }
 
 // words[j] of lane l becomes words[l] of lane j: a 4 x 4 transpose across a quad. It turns four

@@ -34,12 +34,40 @@ __device__ inline void tma_load_to_both(void* to, const CUtensorMap* map, Barrie
                             kBoth);
 }
 
-// The same for a matrix: box at (column, row), for this block alone.
+// The same for a matrix.
+__device__ inline void tma_load_to_both(void* to, const CUtensorMap* map, Barrier& barrier,
+                                        int column, int row) {
+  const std::int32_t at[2] = {column, row};
+  constexpr std::uint16_t kBoth = 3;
+  ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state,
+                            kBoth);
+}
+
+// Boxes at (column, row, item) or, of a matrix, (column, row), for this block alone.
+__device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
+                                int row, int item) {
+  const std::int32_t at[3] = {column, row, item};
+  ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
+}
 __device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
                                 int row) {
   const std::int32_t at[2] = {column, row};
   ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
 }
+
+// Writes a box to (column, row, item); what lies outside the tensor is left out. The threads that
+// filled the box have each called fence_proxy_async before the caller knew of it.
+__device__ inline void tma_store(const CUtensorMap* map, const void* from, int column, int row,
+                                 int item) {
+  const std::int32_t at[3] = {column, row, item};
+  ptx::cp_async_bulk_tensor(ptx::space_global, ptx::space_shared, map, at, from);
+  ptx::cp_async_bulk_commit_group();
+}
+// Until this thread's stores have read shared memory, or are complete.
+__device__ inline void tma_wait_for_reads() { ptx::cp_async_bulk_wait_group_read(ptx::n32_t<0>{}); }
+__device__ inline void tma_wait_for_stores() { ptx::cp_async_bulk_wait_group(ptx::n32_t<0>{}); }
+// Makes this thread's writes to shared memory visible to TMA stores.
+__device__ inline void fence_shared_for_tma() { ptx::fence_proxy_async(ptx::space_shared); }
 
 // Before the use of maps [2] that another kernel wrote to global memory.
 __device__ inline void acquire_tensor_maps(const CUtensorMap* maps) {

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "backend/cuda/kernels/gemm_tile.h"
+
 namespace flashomni::cuda {
 
 // What a projection computes; all are D = A W^T with tiles of 128 x 256.
@@ -16,24 +18,18 @@ enum class GemmKind {
   kDispatch,  // GEMM-O: the forecast of the bias cache plus the sum over live heads
 };
 
-// What a cluster of two thread blocks computes at a time: up to 128 rows, and 256 columns a block.
-struct GemmTile {
-  std::int32_t batch, row, num_rows;
-  std::int32_t column;      // first output column of the first block; kHeads: unused
-  std::int32_t first_head;  // heads[first_head ..): num_cached cached heads, then num_live live
-  std::int16_t num_cached, num_live;  // kHeads: at most 512 / head_dim live ones, none cached
-  std::int32_t q_block;               // row block of the bias cache's order table
-  std::int32_t same_heads;            // kUpdate: the cached heads are those of the last update
-};
-
 // Every pointer is device memory. Leading sizes and strides are in elements.
 struct GemmParams {
-  CUtensorMap a_map;    // [batch, rows, in_features], box of 64 rows x 64 columns
+  CUtensorMap a_map;    // [batch, rows, in_features], box of 64 rows x 64 columns; 128 of HeadTile
   CUtensorMap mlp_map;  // [batch, rows, mlp_dim], likewise, if mlp_slices > 0
-  CUtensorMap w_map;    // [out_features, in_features], box of 256 rows (kHeads: head_dim) x 64
+  CUtensorMap w_map;    // [out_features, in_features], 128 rows x 64; 64 of kHeads
+  CUtensorMap out_map;  // [batch, rows, out_features], 64 rows x 64; unused if out_is_f32
+  CUtensorMap term_maps[3];  // bias cache, likewise; f32: 64 rows x 32
 
-  const GemmTile* tiles;  // kLinear: none, tile i is of row tile i / column_tiles
-  int num_tiles, column_tiles, rows;
+  const void* tiles;  // GemmTile or HeadTile; kLinear: none, see wide_tiles
+  int num_tiles;
+  int column_tiles, rows;  // kLinear: row tile i / column_tiles, 2 x 256 columns;
+  int wide_tiles;          // from this tile on, one such tile falls into two of 2 x 128
   const std::int32_t* heads;
 
   int slices;           // kLinear, kHeads: 64-column slices of in_features
@@ -47,7 +43,7 @@ struct GemmParams {
   int activation;  // of kLinear: Activation as int
   int out_is_f32;  // kLinear only
 
-  float* terms[3];  // bias cache, [batch, rows, out_features] contiguous
+  void* terms[3];  // bias cache, [batch, rows, out_features] contiguous, f32 or the type of `out`
   std::int64_t term_batch_stride;
   const std::uint8_t* valid_order;  // [batch, num_q_blocks] of the last update, or nullptr
   int num_q_blocks;

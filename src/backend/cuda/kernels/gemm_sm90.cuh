@@ -1,21 +1,21 @@
 // gemm_sm90.cuh -- projections over live work with TMA loads and WGMMA (Hopper).
 //
-// A cluster of two thread blocks takes one row block and two column tiles: each loads half of A to
-// both, and W for itself, since reading A and W for every tile of 128 x 256 would exceed what L2
-// delivers. In each block:
-//   warpgroup 0     one thread loads slices of 64 summed columns, A 128 x 64 and W 256 x 64,
-//                   kStages deep; kDispatch: one warp fetches the tile's bias cache into L2
-//   warpgroups 1-2  consume: 64 x 256 each, 128 accumulators a thread; then their epilogue
+// A cluster of two thread blocks shares what both read: A of one row block, for two column tiles of
+// 256, or W of one head, for four row blocks (HeadTile); reading both operands for every tile would
+// exceed what L2 delivers. In each block:
+//   warpgroup 0     warp 0 loads slices of 64 summed columns, kStages deep; warps 1-2 store;
+//                   warp 3 schedules
+//   warpgroups 1-2  consume: 64 x 256 each, or 128 x 128 (HeadTile), 128 accumulators a thread;
+//                   then the epilogue
 //
 // The kinds differ in which slices a tile sums over (GemmLoader) and in what becomes of the
-// accumulators (GemmConsumer). Measurements: docs/kernels/gemm_sm90.md.
+// accumulators (GemmEpilogue). Measurements: docs/kernels/gemm_sm90.md.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 
-#include "backend/cuda/device/fragment.cuh"
-#include "backend/cuda/device/wgmma.cuh"
+#include "backend/cuda/kernels/gemm_sm90_epilogue.cuh"
 #include "backend/cuda/kernels/gemm_sm90_load.cuh"
 
 namespace flashomni::cuda {
@@ -26,14 +26,15 @@ struct GemmConsumer {
   using T = typename Kernel::Element;
   static constexpr GemmKind kKind = Kernel::kKind;
   static constexpr int kHeadDim = Kernel::kHeadDim;
-  static constexpr int kTileN = Kernel::kTileN, kTileK = Kernel::kTileK;
-  static constexpr int kAccumulators = kTileN / 2;
+  static constexpr int kTileK = Kernel::kTileK, kPanelElements = Kernel::kPanelElements;
+  static constexpr int kAccumulators = Kernel::kTileN / 2;
 
   const GemmParams& params;
   typename Kernel::SharedStorage& shared;
   int rank;       // of the block in its cluster
   int warpgroup;  // 0 or 1
   int thread;     // 0 .. 127
+  GemmEpilogue<Kernel> epilogue{params, shared, warpgroup, thread};
   typename Kernel::Ring ring{};
   typename Kernel::TileRing tile_ring{};
 
@@ -41,11 +42,33 @@ struct GemmConsumer {
   __device__ void release_stage(int slot) {
     if (thread % 32 < 2) shared.empty[slot].arrive_at(thread % 32);
   }
-  __device__ int row_in_tile() const {
-    return warpgroup * 64 + (thread / 32) * 16 + (thread % 32) / 4;
+
+  // The products of the slice in `stage`: 64 rows and the first kWidth columns, or, of HeadTile,
+  // 128 rows and 128 columns.
+  template <int kWidth>
+  __device__ void issue_slice(float (&d)[kAccumulators], const T* stage) const {
+    if constexpr (Kernel::kByHead) {
+      auto& upper = reinterpret_cast<float(&)[64]>(d[0]);
+      auto& lower = reinterpret_cast<float(&)[64]>(d[64]);
+      const T* rows = stage + (1 + warpgroup) * kPanelElements;
+      const std::uint64_t w = wgmma_descriptor(stage), a = wgmma_descriptor(rows);
+      const std::uint64_t below = wgmma_descriptor(rows + 64 * kTileK);
+#pragma unroll
+      for (int step = 0; step < kTileK / 16; ++step) {
+        Wgmma<T, 128>::ss(upper, a + (step * 32 >> 4), w + (step * 32 >> 4), 1);
+        Wgmma<T, 128>::ss(lower, below + (step * 32 >> 4), w + (step * 32 >> 4), 1);
+      }
+    } else {
+      const std::uint64_t a = wgmma_descriptor(stage + warpgroup * 64 * kTileK);
+      const std::uint64_t w = wgmma_descriptor(stage + kPanelElements);
+#pragma unroll
+      for (int step = 0; step < kTileK / 16; ++step) {
+        Wgmma<T, kWidth>::ss(d, a + (step * 32 >> 4), w + (step * 32 >> 4), 1);
+      }
+    }
   }
 
-  // d += A W^T over `slices` more slices; the first kWidth columns of the tile.
+  // d += A W^T over `slices` more slices.
   template <int kWidth>
   __device__ void multiply(float (&d)[kAccumulators], int slices) {
     int running_slot = -1;  // stage of the products before the newest
@@ -53,13 +76,8 @@ struct GemmConsumer {
     wgmma_hold(d);
     for (int slice = 0; slice < slices; ++slice) {
       shared.full[ring.slot].wait(ring.phase);
-      const std::uint64_t a = wgmma_descriptor(shared.a[ring.slot] + warpgroup * 64 * kTileK);
-      const std::uint64_t w = wgmma_descriptor(shared.w[ring.slot]);
       wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < kTileK / 16; ++step) {
-        Wgmma<T, kWidth>::ss(d, a + (step * 32 >> 4), w + (step * 32 >> 4), 1);
-      }
+      issue_slice<kWidth>(d, shared.stages[ring.slot]);
       wgmma_commit();
       wgmma_wait<1>();
       if (running_slot >= 0) release_stage(running_slot);
@@ -70,284 +88,175 @@ struct GemmConsumer {
     wgmma_hold(d);
     if (running_slot >= 0) release_stage(running_slot);
   }
+  __device__ void multiply(float (&d)[kAccumulators], int width, int slices) {
+    if (width > 128) {
+      multiply<256>(d, slices);
+    } else {
+      multiply<128>(d, slices);
+    }
+  }
+  // Keeps step with the other warpgroup, whose slices they are.
+  __device__ void skip(int slices) {
+    for (int slice = 0; slice < slices; ++slice) {
+      shared.full[ring.slot].wait(ring.phase);
+      __syncwarp();
+      release_stage(ring.slot);
+      ring.advance();
+    }
+  }
 
   __device__ static void clear(float (&d)[kAccumulators]) {
 #pragma unroll
     for (int i = 0; i < kAccumulators; ++i) d[i] = 0;
   }
 
-  // Calls f(d + i, row, column) for every pair of neighbouring columns that this thread holds
-  // and the output has.
-  template <typename F>
-  __device__ void for_each_pair(float (&d)[kAccumulators], const GemmTile& tile, F&& f) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row_in_tile() + 8 * half;
-      if (row >= tile.num_rows) continue;
-#pragma unroll
-      for (int j = 0; j < kTileN / 8; ++j) {
-        const int column = tile.column + 8 * j + 2 * (thread % 4);
-        if (column >= params.out_features) continue;
-        f(d + 4 * j + 2 * half, tile.row + row, column);
-      }
-    }
-  }
-
-  __device__ void add_bias(float (&d)[kAccumulators], const GemmTile& tile) const {
-#pragma unroll
-    for (int j = 0; j < kTileN / 8; ++j) {
-      const int column = tile.column + 8 * j + 2 * (thread % 4);
-      const float2 bias = column < params.out_features ? bias_at(column) : float2{0, 0};
-      d[4 * j] += bias.x;
-      d[4 * j + 1] += bias.y;
-      d[4 * j + 2] += bias.x;
-      d[4 * j + 3] += bias.y;
-    }
-  }
-  __device__ float2 bias_at(int column) const {
-    return params.bias ? float2{params.bias[column], params.bias[column + 1]} : float2{0, 0};
-  }
-  // Writes kCount accumulators from kFirst, 2 * kCount columns from `column` on, as 16-byte chunks.
-  template <int kFirst, int kCount>
-  __device__ void store(const float (&d)[kAccumulators], const GemmTile& tile, int column) const {
-    const int lane = thread % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row_in_tile() + 8 * half;
-      T* out = static_cast<T*>(params.out) + tile.batch * params.out_batch_stride +
-               (tile.row + row) * params.out_row_stride + column;
-#pragma unroll
-      for (int i = 0; i < kCount / 16; ++i) {
-        std::uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int at = kFirst + 4 * (4 * i + j) + 2 * half;
-          words[j] = pack<T>(d[at], d[at + 1]);
-        }
-        transpose_quad(words, lane);
-        const int offset = 32 * i + 8 * lane;
-        if (row < tile.num_rows && column + offset < params.out_features) {
-          *reinterpret_cast<uint4*>(out + offset) = {words[0], words[1], words[2], words[3]};
-        }
-      }
-    }
-  }
   // --- output projection ---
 
-  // Of the last update.
-  __device__ int valid_order(const GemmTile& tile) const {
-    return params.valid_order[tile.batch * params.num_q_blocks + tile.q_block];
-  }
+  static constexpr int kGroupColumns = Kernel::kTermBoxes * Kernel::kTermColumns;
 
-  // Calls f(j, at) for kBatch groups of columns from kFirst with the offset of this thread's pair
-  // in a term, or -1 where there is none. Loads of a batch are issued together: the terms come from
-  // L2, and one at a time would cost its latency 64 times.
-  static constexpr int kBatch = 4;
-  template <int kFirst, typename F>
-  __device__ void for_batch(const GemmTile& tile, int half, F&& f) const {
-    const int row = row_in_tile() + 8 * half;
-    const std::int64_t row_at = tile.batch * params.term_batch_stride +
-                                static_cast<std::int64_t>(tile.row + row) * params.out_features;
+  __device__ void add_forecast(float (&d)[kAccumulators], const GemmTile& tile, int num_terms) {
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int column = tile.column + 8 * (kFirst + j) + 2 * (thread % 4);
-      const bool valid = row < tile.num_rows && column < params.out_features;
-      f(j, valid ? row_at + column : -1);
-    }
-  }
-  template <int kFirst>
-  __device__ void load_batch(const float* terms, const GemmTile& tile, int half,
-                             float2 (&values)[kBatch]) const {
-    for_batch<kFirst>(tile, half, [&](int j, std::int64_t at) {
-      values[j] = at < 0 ? float2{0, 0} : __ldcg(reinterpret_cast<const float2*>(terms + at));
-    });
-  }
-
-  // d += coefficient * term, column groups kFirst and up.
-  template <int kFirst = 0>
-  __device__ void add_term(float (&d)[kAccumulators], const GemmTile& tile, const float* terms,
-                           float coefficient) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 values[kBatch];
-      load_batch<kFirst>(terms, tile, half, values);
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        d[4 * (kFirst + j) + 2 * half] += coefficient * values[j].x;
-        d[4 * (kFirst + j) + 2 * half + 1] += coefficient * values[j].y;
+    for (int column = 0; column < Kernel::kTileN; column += kGroupColumns) {
+      if (column >= tile.width) break;
+      for (int term = 0; term < num_terms; ++term) {
+        shared.full[ring.slot].wait(ring.phase);
+        epilogue.add_term(d + column / 2, reinterpret_cast<char*>(shared.stages[ring.slot]),
+                          params.coefficients[term]);
+        __syncwarp();
+        release_stage(ring.slot);
+        ring.advance();
       }
     }
-    if constexpr (kFirst + kBatch < kTileN / 8) {
-      add_term<kFirst + kBatch>(d, tile, terms, coefficient);
+  }
+
+  // Writes the sum over cached heads and its differences; num_terms old terms wait in the stages.
+  __device__ void write_terms(const float (&d)[kAccumulators], const GemmTile& tile,
+                              int num_terms) {
+#pragma unroll
+    for (int column = 0; column < Kernel::kTileN; column += kGroupColumns) {
+      if (column >= tile.width) break;
+      char* stages[2] = {};  // of the old terms
+      auto last = ring;
+#pragma unroll
+      for (int term = 0; term < 2; ++term) {
+        if (term >= num_terms) break;
+        shared.full[last.slot].wait(last.phase);
+        stages[term] = reinterpret_cast<char*>(shared.stages[last.slot]);
+        last.advance();
+      }
+#pragma unroll
+      for (int box = 0; box < Kernel::kTermBoxes; ++box) {
+        const int at = column + box * Kernel::kTermColumns;
+        epilogue.put_terms(d + at / 2, stages, box, num_terms,
+                           epilogue.job_of(tile, tile.column + at));
+      }
+      __syncwarp();
+      for (int term = 0; term < num_terms; ++term) {
+        release_stage(ring.slot);
+        ring.advance();
+      }
     }
   }
-  __device__ void add_forecast(float (&d)[kAccumulators], const GemmTile& tile) const {
-    const int order = min(valid_order(tile), params.order);
-    add_term(d, tile, params.terms[0], params.coefficients[0]);
-    if (order >= 1) add_term(d, tile, params.terms[1], params.coefficients[1]);
-    if (order >= 2) add_term(d, tile, params.terms[2], params.coefficients[2]);
-  }
 
-  // Terms 0 .. kOrder from the new term 0 in d, column groups kFirst and up.
-  template <int kOrder, int kFirst = 0>
-  __device__ void write_terms(const float (&d)[kAccumulators], const GemmTile& tile) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 before[kOrder + 1][kBatch];
-#pragma unroll
-      for (int o = 0; o < kOrder; ++o) load_batch<kFirst>(params.terms[o], tile, half, before[o]);
-      for_batch<kFirst>(tile, half, [&](int j, std::int64_t at) {
-        if (at < 0) return;
-        float2 value = {d[4 * (kFirst + j) + 2 * half], d[4 * (kFirst + j) + 2 * half + 1]};
-#pragma unroll
-        for (int o = 0; o <= kOrder; ++o) {
-          *reinterpret_cast<float2*>(params.terms[o] + at) = value;
-          if (o == kOrder) break;
-          value = {(value.x - before[o][j].x) * params.inverse_steps,
-                   (value.y - before[o][j].y) * params.inverse_steps};
-        }
-      });
-    }
-    if constexpr (kFirst + kBatch < kTileN / 8) write_terms<kOrder, kFirst + kBatch>(d, tile);
-  }
-
-  // The sum over cached heads is complete: adds the bias, and writes it and its differences.
-  __device__ void update_terms(float (&d)[kAccumulators], const GemmTile& tile) const {
-    if (params.bias) add_bias(d, tile);
-    if (params.order < 0) return;
-    const int order = tile.same_heads ? min(valid_order(tile) + 1, params.order) : 0;
-    if (order == 0) write_terms<0>(d, tile);
-    if (order == 1) write_terms<1>(d, tile);
-    if (order == 2) write_terms<2>(d, tile);
-  }
-
-  __device__ void project(float (&d)[kAccumulators], const GemmTile& tile) {
-    const int slices = Kernel::count_slices(params, tile);
+  __device__ void project(float (&d)[kAccumulators], const GemmTile& tile, int num_terms) {
+    const int live = tile.num_live * params.slices_per_head + params.mlp_slices;
     clear(d);
     if constexpr (kKind == GemmKind::kDispatch) {
-      multiply<kTileN>(d, slices);
-      add_forecast(d, tile);
+      multiply(d, tile.width, live);
+      add_forecast(d, tile, num_terms);
     } else {
-      const int cached = tile.num_cached * params.slices_per_head;
-      multiply<kTileN>(d, cached);
-      update_terms(d, tile);
-      multiply<kTileN>(d, slices - cached);
+      multiply<256>(d, tile.num_cached * params.slices_per_head);
+      if (params.bias) epilogue.add_bias(d, tile);
+      if (params.order >= 0) write_terms(d, tile, num_terms);
+      multiply<256>(d, live);
     }
-    store<0, kAccumulators>(d, tile, tile.column);
-  }
-
-  // --- linear ---
-
-  // gelu in its tanh form is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
-  __device__ void activate(float (&d)[kAccumulators]) const {
-    constexpr float kTwoRootTwoOverPi = 1.5957691216057308f;
-    if (params.activation == 0) return;
-#pragma unroll
-    for (int i = 0; i < kAccumulators; ++i) {
-      const float x = d[i];
-      const float u = kTwoRootTwoOverPi * (x + 0.044715f * x * x * x);
-      d[i] = __fdividef(x, 1 + __expf(params.activation == 1 ? -u : -x));
-    }
+    epilogue.put_tile(d, tile);
   }
 
   __device__ void linear(float (&d)[kAccumulators], const GemmTile& tile) {
     clear(d);
-    multiply<kTileN>(d, params.slices);
-    if (params.bias) add_bias(d, tile);
-    activate(d);
+    multiply(d, tile.width, params.slices);
+    if (params.bias) epilogue.add_bias(d, tile);
+    epilogue.activate(d);
     if (params.out_is_f32) {
-      for_each_pair(d, tile, [&](float* pair, int row, int column) {
-        const std::int64_t at = tile.batch * params.out_batch_stride + row * params.out_row_stride;
-        *reinterpret_cast<float2*>(static_cast<float*>(params.out) + at + column) = {pair[0],
-                                                                                     pair[1]};
-      });
+      epilogue.store_f32(d, tile);
     } else {
-      store<0, kAccumulators>(d, tile, tile.column);
+      epilogue.put_tile(d, tile);
     }
   }
 
   // --- GEMM-Q ---
-
-  // Bias, RMS norm over the head and rotary embedding of this block's head kIndex; stores it.
-  template <int kIndex>
-  __device__ void finish_head(float (&d)[kAccumulators], const GemmTile& tile, int first_head) {
-    constexpr int kFirst = kIndex * kHeadDim / 2, kCount = kHeadDim / 2;
-    const int first_column = params.heads[first_head + kIndex] * kHeadDim;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float squares = 0;
-#pragma unroll
-      for (int j = 0; j < kHeadDim / 8; ++j) {
-        float* pair = d + kFirst + 4 * j + 2 * half;
-        const float2 bias = bias_at(first_column + 8 * j + 2 * (thread % 4));
-        pair[0] += bias.x;
-        pair[1] += bias.y;
-        squares += pair[0] * pair[0] + pair[1] * pair[1];
-      }
-      if (params.norm_weight) {
-        const float norm = rsqrtf(quad_sum(squares) * (1.0f / kHeadDim) + params.eps);
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 8; ++j) {
-          float* pair = d + kFirst + 4 * j + 2 * half;
-          const int column = 8 * j + 2 * (thread % 4);
-          pair[0] *= norm * params.norm_weight[column];
-          pair[1] *= norm * params.norm_weight[column + 1];
-        }
-      }
-      const int row = tile.row + min(row_in_tile() + 8 * half, tile.num_rows - 1);
-      if (params.cos) {
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 8; ++j) {
-          float* pair = d + kFirst + 4 * j + 2 * half;
-          const std::int64_t at = row * params.rope_stride + 4 * j + thread % 4;
-          const float c = params.cos[at], s = params.sin[at];
-          const float x = pair[0], y = pair[1];
-          pair[0] = x * c - y * s;
-          pair[1] = x * s + y * c;
-        }
-      }
-    }
-    store<kFirst, kCount>(d, tile, first_column);
-  }
 
   __device__ void project_heads(float (&d)[kAccumulators], const GemmTile& tile) {
     const int heads = Kernel::heads_of(tile, rank);
     const int first = tile.first_head + (rank == 1 ? Kernel::heads_of(tile, 0) : 0);
     clear(d);
     // Without a head this block multiplies what its stages hold, to keep step with the other.
-    if (heads * kHeadDim > kTileN / 2) {
-      multiply<kTileN>(d, params.slices);
-    } else {
-      multiply<kTileN / 2>(d, params.slices);
+    multiply(d, heads * kHeadDim, params.slices);
+    finish_heads<0>(d, tile, first, heads);
+  }
+  template <int kIndex>
+  __device__ void finish_heads(float (&d)[kAccumulators], const GemmTile& tile, int first,
+                               int heads) {
+    if (kIndex >= heads) return;
+    epilogue.finish_head(d + kIndex * kHeadDim / 2, params.heads[first + kIndex],
+                         epilogue.job_of(tile, 0));
+    if constexpr ((kIndex + 1) * kHeadDim < Kernel::kTileN) {
+      finish_heads<kIndex + 1>(d, tile, first, heads);
     }
-    if (heads > 0) finish_head<0>(d, tile, first);
-    if (heads > 1) finish_head<1>(d, tile, first);
-    if constexpr (kHeadDim == 64) {
-      if (heads > 2) finish_head<2>(d, tile, first);
-      if (heads > 3) finish_head<3>(d, tile, first);
+  }
+  __device__ void project_head(float (&d)[kAccumulators], const HeadTile& tile) {
+    const RowRange rows = rows_of(tile, 2 * rank + warpgroup);
+    if (rows.num_rows == 0) return skip(params.slices);
+    clear(d);
+    multiply<128>(d, params.slices);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int count = min(max(rows.num_rows - half * kBoxRows, 0), kBoxRows);
+      epilogue.finish_head(d + half * 64, tile.head,
+                           {0, count, rows.batch, rows.row + half * kBoxRows, 0});
     }
   }
 
   __device__ void run() {
     float d[kAccumulators];
     while (true) {
-      shared.tile_full[tile_ring.slot].wait(tile_ring.phase);
-      GemmTile tile = shared.tile[tile_ring.slot];
+      int num_terms;
+      auto tile = take_tile<Kernel>(shared, tile_ring, num_terms);
       __syncwarp();
       if (thread % 32 == 0) shared.tile_empty[tile_ring.slot].arrive();
       tile_ring.advance();
-      if (tile.num_rows < 0) return;
-      tile.column += rank * kTileN;
-      if constexpr (kKind == GemmKind::kHeads) {
-        project_heads(d, tile);
-      } else if constexpr (Kernel::kProjectsO) {
-        project(d, tile);
+      if (Kernel::is_end(tile)) break;
+      if constexpr (Kernel::kByHead) {
+        project_head(d, tile);
       } else {
-        linear(d, tile);
+        tile.column += rank * tile.width;
+        if constexpr (kKind == GemmKind::kHeads) project_heads(d, tile);
+        if constexpr (Kernel::kProjectsO) project(d, tile, num_terms);
+        if constexpr (kKind == GemmKind::kLinear) linear(d, tile);
       }
     }
+    epilogue.finish();
   }
 };
+
+template <typename Kernel>
+__device__ inline void init_barriers(typename Kernel::SharedStorage& shared) {
+  constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
+  for (int i = 0; i < Kernel::kTiles; ++i) {
+    shared.tile_full[i].init(1);
+    shared.tile_empty[i].init(kConsumerWarps + 1);
+  }
+  for (int i = 0; i < Kernel::kStages; ++i) {
+    shared.full[i].init(1);
+    shared.empty[i].init(2 * kConsumerWarps);
+  }
+  for (int i = 0; i < Kernel::kConsumers * Kernel::kBoxes; ++i) {
+    shared.box_full[i / Kernel::kBoxes][i % Kernel::kBoxes].init(4);
+    shared.box_empty[i / Kernel::kBoxes][i % Kernel::kBoxes].init(1);
+  }
+  fence_barrier_init();
+}
 
 template <typename Kernel>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
@@ -355,27 +264,16 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
   extern __shared__ __align__(1024) char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Kernel::SharedStorage*>(shared_bytes);
   const int rank = cluster_rank();
-  if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
-    for (int i = 0; i < 2; ++i) {
-      shared.tile_full[i].init(1);
-      shared.tile_empty[i].init(kConsumerWarps + Kernel::kPrefetches);
-    }
-    for (int i = 0; i < Kernel::kStages; ++i) {
-      shared.full[i].init(1);
-      shared.empty[i].init(2 * kConsumerWarps);
-    }
-    fence_barrier_init();
-  }
+  if (threadIdx.x == 0) init_barriers<Kernel>(shared);
   sync_cluster();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     release_registers<Kernel::kProducerRegisters>();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) GemmLoader<Kernel>{params, shared, rank}.run();
-    if constexpr (Kernel::kPrefetches) {
-      if (threadIdx.x / 32 == 1) prefetch_terms<Kernel>(params, shared, rank);
-    }
+    if (warp == 1 || warp == 2) GemmStorer<Kernel>{params, shared, warp - 1, lane}.run();
+    if (warp == 3) GemmScheduler<Kernel>{params, shared, lane}.run();
   } else {
     claim_registers<Kernel::kConsumerRegisters>();
     const int thread = threadIdx.x % 128;

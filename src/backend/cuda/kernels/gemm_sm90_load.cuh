@@ -1,48 +1,69 @@
-// gemm_sm90_load.cuh -- tile sizes, shared memory and the producing warps of gemm_sm90.cuh.
+// gemm_sm90_load.cuh -- the producing warps of gemm_sm90.cuh: one schedules tiles, one thread loads
+// the stages, and a warp for each consumer warpgroup stores what that has finished.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 
-#include "backend/cuda/device/barrier.cuh"
-#include "backend/cuda/device/tma.cuh"
-#include "backend/cuda/kernels/gemm_params.h"
+#include "backend/cuda/kernels/gemm_sm90_config.cuh"
 
 namespace flashomni::cuda {
 
-// kHeadDim matters to kHeads alone.
-template <typename T, GemmKind kKind_, int kHeadDim_ = 128>
-struct GemmSm90 {
-  using Element = T;
-  static constexpr GemmKind kKind = kKind_;
-  static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kTileM = 128, kTileN = 256, kTileK = kPanelColumns;
-  static constexpr int kConsumers = 2;
-  static constexpr int kThreads = 128 * (1 + kConsumers);
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static constexpr int kStages = 4;  // of 48 KiB
-  static constexpr int kABytes = kTileM * kTileK * 2, kWBytes = kTileN * kTileK * 2;
-  static constexpr bool kProjectsO = kKind == GemmKind::kUpdate || kKind == GemmKind::kDispatch;
-  static constexpr bool kPrefetches = kKind == GemmKind::kDispatch;
+// One warp. Looks tiles up ahead of everyone, because that is a chain of reads of global memory.
+template <typename Kernel>
+struct GemmScheduler {
+  using Tile = typename Kernel::Tile;
+  const GemmParams& params;
+  typename Kernel::SharedStorage& shared;
+  int lane;
+  typename Kernel::TileRing ring{};
 
-  struct SharedStorage {
-    alignas(1024) T a[kStages][kTileM * kTileK];
-    alignas(1024) T w[kStages][kTileN * kTileK];
-    GemmTile tile[2];  // num_rows < 0: there are no more
-    Barrier tile_full[2], tile_empty[2];
-    Barrier full[kStages], empty[kStages];
-  };
-  using Ring = RingPosition<kStages>;
-  using TileRing = RingPosition<2>;
-
-  // Heads of this block's half of a tile of kHeads, after those of the block before.
-  __device__ static int heads_of(const GemmTile& tile, int rank) {
-    return (tile.num_live + 1 - rank) / 2;
+  // Tiles of kLinear are found by arithmetic. Both blocks of a cluster walk the same tiles.
+  __device__ Tile tile_at(int index) const {
+    if constexpr (Kernel::kKind == GemmKind::kLinear) {
+      const int narrow = index - params.wide_tiles;
+      const int wide = narrow < 0 ? index : params.wide_tiles + narrow / 2;
+      const int row = wide / params.column_tiles * 128;
+      int column = wide % params.column_tiles * 2 * Kernel::kTileN;
+      if (narrow > 0 && narrow % 2 == 1) column += Kernel::kTileN;
+      const int width = narrow < 0 ? Kernel::kTileN : Kernel::kTileN / 2;
+      return {0, row, min(params.rows - row, 128), column, width, 0, 0, 0, 0, 0};
+    } else {
+      return static_cast<const Tile*>(params.tiles)[index];
+    }
   }
-  __device__ static int count_slices(const GemmParams& params, const GemmTile& tile) {
-    if (!kProjectsO) return params.slices;
-    const int heads = tile.num_live + (kKind == GemmKind::kUpdate ? tile.num_cached : 0);
-    return heads * params.slices_per_head + params.mlp_slices;
+  // Old terms that the tile reads; the rest of its row block's order table is out of date.
+  __device__ int count_terms(const Tile& tile) const {
+    if constexpr (Kernel::kProjectsO) {
+      if (params.order < 0) return 0;
+      const int valid = params.valid_order[tile.batch * params.num_q_blocks + tile.q_block];
+      if (Kernel::kKind == GemmKind::kDispatch) return min(valid, params.order) + 1;
+      return tile.same_heads ? min(valid + 1, params.order) : 0;
+    }
+    return 0;
+  }
+  __device__ void publish(const Tile& tile, int num_terms) {
+    shared.tile_empty[ring.slot].wait(ring.phase ^ 1);
+    if (lane == 0) {
+      shared.tiles[ring.slot] = tile;
+      shared.num_terms[ring.slot] = num_terms;
+      shared.tile_full[ring.slot].arrive();
+    }
+    __syncwarp();
+    ring.advance();
+  }
+  __device__ void run() {
+    for (int index = blockIdx.x / 2; index < params.num_tiles; index += gridDim.x / 2) {
+      const Tile tile = tile_at(index);
+      publish(tile, count_terms(tile));
+    }
+    Tile end{};
+    if constexpr (Kernel::kByHead) {
+      end.head = -1;
+    } else {
+      end.num_rows = -1;
+    }
+    publish(end, 0);
   }
 };
 
@@ -51,7 +72,8 @@ template <typename Kernel>
 struct GemmLoader {
   using T = typename Kernel::Element;
   static constexpr GemmKind kKind = Kernel::kKind;
-  static constexpr int kTileK = Kernel::kTileK, kTileM = Kernel::kTileM;
+  static constexpr int kTileK = Kernel::kTileK, kPanelElements = Kernel::kPanelElements;
+  static constexpr int kPanelBytes = Kernel::kPanelBytes;
 
   const GemmParams& params;
   typename Kernel::SharedStorage& shared;
@@ -59,104 +81,180 @@ struct GemmLoader {
   typename Kernel::Ring ring{};
   typename Kernel::TileRing tile_ring{};
 
-  // Both blocks of a cluster walk the same tiles.
-  __device__ GemmTile tile_at(int index) const {
-    if constexpr (kKind == GemmKind::kLinear) {
-      const int row = index / params.column_tiles * kTileM;
-      const int column = index % params.column_tiles * 2 * Kernel::kTileN;
-      return {0, row, min(params.rows - row, kTileM), column, 0, 0, 0, 0, 0};
-    }
-    return params.tiles[index];
-  }
-  __device__ void publish(GemmTile tile) {
-    shared.tile_empty[tile_ring.slot].wait(tile_ring.phase ^ 1);
-    shared.tile[tile_ring.slot] = tile;
-    shared.tile_full[tile_ring.slot].arrive();
-    tile_ring.advance();
-  }
-
-  // Columns of A and W of a slice of an output projection.
-  struct Slice {
-    const CUtensorMap* a_map;
-    int a_column, w_column;
-  };
-  __device__ Slice find_slice(const GemmTile& tile, int slice) const {
-    const int first = tile.first_head + (kKind == GemmKind::kDispatch ? tile.num_cached : 0);
-    const int head_slices = Kernel::count_slices(params, tile) - params.mlp_slices;
-    if (slice < head_slices) {
-      const int head = params.heads[first + slice / params.slices_per_head];
-      const int column = (head * params.slices_per_head + slice % params.slices_per_head) * kTileK;
-      return {&params.a_map, column, column};
-    }
-    const int column = (slice - head_slices) * kTileK;
-    return {&params.mlp_map, column, params.mlp_column + column};
-  }
-
-  __device__ void load_slice(const GemmTile& tile, int slice) {
+  // The free stage, of which `bytes` will be filled.
+  __device__ T* begin_stage(int bytes) {
     shared.empty[ring.slot].wait(ring.phase ^ 1);
-    Barrier& full = shared.full[ring.slot];
-    T* w = shared.w[ring.slot];
-    Slice from{&params.a_map, slice * kTileK, slice * kTileK};
+    shared.full[ring.slot].arrive_expecting(bytes);
+    return shared.stages[ring.slot];
+  }
+  __device__ Barrier& full() { return shared.full[ring.slot]; }
+
+  // This block's half of the tile's rows, to both blocks.
+  __device__ void load_a(T* to, const CUtensorMap& map, const GemmTile& tile, int column) {
+    tma_load_to_both(to + rank * 64 * kTileK, &map, full(), column, tile.row + rank * 64,
+                     tile.batch);
+  }
+
+  // A of `map` at `a_column`, W at `w_column` for this block's output columns.
+  __device__ void load_slice(const GemmTile& tile, const CUtensorMap& map, int a_column,
+                             int w_column) {
+    T* stage = begin_stage(kPanelBytes + tile.width * kTileK * 2);
+    const int row = tile.column + rank * tile.width;
+    tma_load(stage + kPanelElements, &params.w_map, full(), w_column, row);
+    if (tile.width > 128) {
+      tma_load(stage + 2 * kPanelElements, &params.w_map, full(), w_column, row + 128);
+    }
+    load_a(stage, map, tile, a_column);
+    ring.advance();
+  }
+  __device__ void load_heads(const GemmTile& tile, int first, int count) {
+    for (int i = 0; i < count; ++i) {
+      const int head = params.heads[first + i];
+      for (int slice = 0; slice < params.slices_per_head; ++slice) {
+        const int column = (head * params.slices_per_head + slice) * kTileK;
+        load_slice(tile, params.a_map, column, column);
+      }
+    }
+  }
+  __device__ void load_mlp(const GemmTile& tile) {
+    for (int slice = 0; slice < params.mlp_slices; ++slice) {
+      load_slice(tile, params.mlp_map, slice * kTileK, params.mlp_column + slice * kTileK);
+    }
+  }
+  // Terms 0 .. count: both warpgroups' rows, kTermBoxes boxes of columns at a time.
+  __device__ void load_terms(const GemmTile& tile, int count) {
+    constexpr int kBoxes = Kernel::kTermBoxes, kColumns = Kernel::kTermColumns;
+    for (int column = 0; column < tile.width; column += kBoxes * kColumns) {
+      for (int term = 0; term < count; ++term) {
+        char* stage = reinterpret_cast<char*>(begin_stage(2 * kBoxes * kBoxBytes));
+        for (int box = 0; box < 2 * kBoxes; ++box) {
+          tma_load(stage + box * kBoxBytes, &params.term_maps[term], full(),
+                   tile.column + rank * tile.width + column + box % kBoxes * kColumns,
+                   tile.row + box / kBoxes * kBoxRows, tile.batch);
+        }
+        ring.advance();
+      }
+    }
+  }
+
+  __device__ void load(const HeadTile& tile, int) {
+    const RowRange rows[2] = {rows_of(tile, 2 * rank), rows_of(tile, 2 * rank + 1)};
+    const int bytes = kPanelBytes * (1 + (rows[0].num_rows > 0) + (rows[1].num_rows > 0));
+    for (int slice = 0; slice < params.slices; ++slice) {
+      T* stage = begin_stage(bytes);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (rows[i].num_rows == 0) continue;
+        tma_load(stage + (1 + i) * kPanelElements, &params.a_map, full(), slice * kTileK,
+                 rows[i].row, rows[i].batch);
+      }
+      tma_load_to_both(stage + rank * 64 * kTileK, &params.w_map, full(), slice * kTileK,
+                       tile.head * Kernel::kHeadDim + rank * 64);
+      ring.advance();
+    }
+  }
+  __device__ void load(const GemmTile& tile, int num_terms) {
     if constexpr (kKind == GemmKind::kHeads) {
-      const int heads = Kernel::heads_of(tile, rank);
-      const int first = tile.first_head + (rank == 1 ? Kernel::heads_of(tile, 0) : 0);
-      full.arrive_expecting(Kernel::kABytes + heads * Kernel::kHeadDim * kTileK * 2);
-      for (int i = 0; i < heads; ++i) {
-        tma_load(w + i * Kernel::kHeadDim * kTileK, &params.w_map, full, from.w_column,
-                 params.heads[first + i] * Kernel::kHeadDim);
+      load_live_heads(tile);
+    } else if constexpr (kKind == GemmKind::kLinear) {
+      for (int slice = 0; slice < params.slices; ++slice) {
+        load_slice(tile, params.a_map, slice * kTileK, slice * kTileK);
       }
     } else {
-      if constexpr (Kernel::kProjectsO) from = find_slice(tile, slice);
-      full.arrive_expecting(Kernel::kABytes + Kernel::kWBytes);
-      tma_load(w, &params.w_map, full, from.w_column, tile.column + rank * Kernel::kTileN);
+      const int first_live = tile.first_head + tile.num_cached;
+      if constexpr (kKind == GemmKind::kUpdate) {
+        load_heads(tile, tile.first_head, tile.num_cached);
+        load_terms(tile, num_terms);
+      }
+      load_heads(tile, first_live, tile.num_live);
+      load_mlp(tile);
+      if constexpr (kKind == GemmKind::kDispatch) load_terms(tile, num_terms);
     }
-    constexpr int kHalfRows = kTileM / 2;
-    tma_load_to_both(shared.a[ring.slot] + rank * kHalfRows * kTileK, from.a_map, full,
-                     from.a_column, tile.row + rank * kHalfRows, tile.batch);
-    ring.advance();
+  }
+  // The weights of this block's live heads, of kHeadDim rows each.
+  __device__ void load_live_heads(const GemmTile& tile) {
+    const int heads = Kernel::heads_of(tile, rank);
+    const int first = tile.first_head + (rank == 1 ? Kernel::heads_of(tile, 0) : 0);
+    constexpr int kHeadElements = Kernel::kHeadDim * kTileK;
+    for (int slice = 0; slice < params.slices; ++slice) {
+      T* stage = begin_stage(kPanelBytes + heads * kHeadElements * 2);
+      for (int i = 0; i < heads; ++i) {
+        tma_load(stage + kPanelElements + i * kHeadElements, &params.w_map, full(), slice * kTileK,
+                 params.heads[first + i] * Kernel::kHeadDim);
+      }
+      load_a(stage, params.a_map, tile, slice * kTileK);
+      ring.advance();
+    }
   }
 
   __device__ void run() {
-    for (int index = blockIdx.x / 2; index < params.num_tiles; index += gridDim.x / 2) {
-      const GemmTile tile = tile_at(index);
-      publish(tile);
-      const int slices = Kernel::count_slices(params, tile);
-      for (int slice = 0; slice < slices; ++slice) load_slice(tile, slice);
+    while (true) {
+      int num_terms;
+      const auto tile = take_tile<Kernel>(shared, tile_ring, num_terms);
+      shared.tile_empty[tile_ring.slot].arrive();
+      tile_ring.advance();
+      if (Kernel::is_end(tile)) return;
+      load(tile, num_terms);
     }
-    publish({0, 0, -1, 0, 0, 0, 0, 0, 0});
   }
 };
 
-// Brings `columns` fp32 columns of the tile's rows of a term into L2. One warp.
-__device__ inline void prefetch_rows(const float* first_row, int num_rows, int row_stride,
-                                     int columns) {
-  constexpr int kLine = 128 / sizeof(float);
-  for (int row = threadIdx.x % 32; row < num_rows; row += 32) {
-    const float* at = first_row + static_cast<std::int64_t>(row) * row_stride;
-    for (int i = 0; i < columns; i += kLine) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
-  }
-}
-
-// Brings the bias cache of each tile into L2 while the tile's products run. One warp.
+// One warp: writes the boxes of a consumer warpgroup out.
 template <typename Kernel>
-__device__ void prefetch_terms(const GemmParams& params, typename Kernel::SharedStorage& shared,
-                               int rank) {
-  typename Kernel::TileRing ring{};
-  while (true) {
-    shared.tile_full[ring.slot].wait(ring.phase);
-    const GemmTile tile = shared.tile[ring.slot];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) shared.tile_empty[ring.slot].arrive();
-    ring.advance();
-    if (tile.num_rows < 0) return;
-    const int column = tile.column + rank * Kernel::kTileN;
-    const std::int64_t at = tile.batch * params.term_batch_stride +
-                            static_cast<std::int64_t>(tile.row) * params.out_features + column;
-    const int columns = min(Kernel::kTileN, params.out_features - column);
-    for (int o = 0; o <= params.order; ++o) {
-      prefetch_rows(params.terms[o] + at, tile.num_rows, params.out_features, columns);
+struct GemmStorer {
+  using T = typename Kernel::Element;
+  using Term = typename Kernel::Term;
+  const GemmParams& params;
+  typename Kernel::SharedStorage& shared;
+  int warpgroup, lane;
+  typename Kernel::BoxRing ring{};
+
+  __device__ const CUtensorMap* map_of(int target) const {
+    return target == 0 ? &params.out_map : &params.term_maps[target - 1];
+  }
+  // Row by row, where the box ends before its 64th row: other rows are somebody else's.
+  template <typename Element>
+  __device__ void copy_rows(const BoxJob& job, const char* box, Element* first_row,
+                            std::int64_t row_stride) const {
+    constexpr int kChunk = 16 / sizeof(Element);
+    for (int i = lane; i < job.num_rows * 8; i += 32) {
+      const int row = i / 8, chunk = i % 8, column = job.column + chunk * kChunk;
+      if (column >= params.out_features) continue;
+      *reinterpret_cast<uint4*>(first_row + row * row_stride + column) =
+          *reinterpret_cast<const uint4*>(box + row * 128 + ((chunk ^ (row & 7)) * 16));
     }
   }
-}
+  __device__ void store(const BoxJob& job, const char* box) const {
+    if (job.num_rows == kBoxRows) {
+      if (lane == 0) {
+        tma_store(map_of(job.target), box, job.column, job.row, job.batch);
+        tma_wait_for_reads();
+      }
+    } else if (job.target == 0) {
+      copy_rows(job, box,
+                static_cast<T*>(params.out) + job.batch * params.out_batch_stride +
+                    job.row * params.out_row_stride,
+                params.out_row_stride);
+    } else {
+      copy_rows(job, box,
+                static_cast<Term*>(params.terms[job.target - 1]) +
+                    job.batch * params.term_batch_stride +
+                    static_cast<std::int64_t>(job.row) * params.out_features,
+                params.out_features);
+    }
+  }
+  __device__ void run() {
+    while (true) {
+      shared.box_full[warpgroup][ring.slot].wait(ring.phase);
+      const BoxJob job = shared.jobs[warpgroup][ring.slot];
+      if (job.num_rows < 0) break;
+      store(job, shared.boxes[warpgroup][ring.slot]);
+      __syncwarp();
+      if (lane == 0) shared.box_empty[warpgroup][ring.slot].arrive();
+      ring.advance();
+    }
+    if (lane == 0) tma_wait_for_stores();
+  }
+};
 
 }  // namespace flashomni::cuda

@@ -1,0 +1,123 @@
+// The CUDA backend's cutting of projections into tiles: plain C++, tested without a GPU.
+#include <map>
+#include <random>
+#include <tuple>
+#include <vector>
+
+#include <gmock/gmock.h>
+
+#include "backend/cuda/tiles.h"
+#include "flashomni/plan.h"
+
+namespace flashomni::cuda {
+namespace {
+
+// Two items, the second ragged; `percent` of the (head, row block) pairs cached.
+GemmPlan random_plan(int seq_len, int num_heads, int percent) {
+  const std::vector<Segment> segments{{SegmentKind::kImage, seq_len}};
+  const std::vector<int> lengths{seq_len, seq_len - 130};
+  const BlockGrid grid(128, 2, segments, lengths);
+  SparseSymbols symbols(grid, grid, num_heads);
+  std::mt19937 random(1);
+  for (int item = 0; item < 2; ++item) {
+    for (int head = 0; head < num_heads; ++head) {
+      for (int q = 0; q < grid.num_blocks(); ++q) {
+        if (static_cast<int>(random() % 100) < percent) symbols.cache(item, head, q);
+      }
+    }
+  }
+  GemmPlan plan;
+  build_gemm_plan(symbols, 0, seq_len, nullptr, plan);
+  return plan;
+}
+
+using Place = std::tuple<int, int, int>;  // batch, row, head or column
+
+std::map<Place, int> live_places(const GemmPlan& plan) {
+  std::map<Place, int> places;
+  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
+    const RowBlock& block = plan.row_blocks[i];
+    for (const int head : plan.live_heads(i)) ++places[{block.batch, block.row, head}];
+  }
+  return places;
+}
+
+TEST(CudaTiles, HeadTilesCoverEveryLiveHeadOnce) {
+  for (const int percent : {0, 30, 90, 100}) {
+    const GemmPlan plan = random_plan(3000, 5, percent);
+    for (const int clusters : {1, 7, 66}) {
+      std::map<Place, int> seen;
+      for (const HeadTile& tile : make_head_tiles(plan, clusters)) {
+        EXPECT_GE(tile.head, 0);
+        for (const RowRange& rows : tile.rows) {
+          if (rows.num_rows > 0) ++seen[{rows.batch, rows.row, tile.head}];
+        }
+      }
+      EXPECT_EQ(seen, live_places(plan)) << percent << " % cached, " << clusters << " clusters";
+    }
+  }
+}
+
+TEST(CudaTiles, AnUnfinishedRoundOfHeadTilesIsHalved) {
+  const GemmPlan plan = random_plan(128 * 9, 1, 0);  // 9 + 8 row blocks: 4 tiles and 1 row block
+  EXPECT_EQ(make_head_tiles(plan, 4).size(), 5u);
+  const auto tiles = make_head_tiles(plan, 9);
+  ASSERT_EQ(tiles.size(), 9u);
+  for (const HeadTile& tile : tiles) {
+    EXPECT_GT(tile.rows[0].num_rows, 0);
+    EXPECT_EQ(tile.rows[1].num_rows, 0);  // one row block a thread block
+    EXPECT_EQ(tile.rows[3].num_rows, 0);
+  }
+}
+
+TEST(CudaTiles, RowTilesHoldEveryLiveHeadOnce) {
+  const GemmPlan plan = random_plan(3000, 13, 40);
+  std::map<Place, int> seen;
+  for (const GemmTile& tile : make_row_tiles(plan, 8)) {
+    EXPECT_LE(tile.num_live, 8);
+    for (int i = 0; i < tile.num_live; ++i) {
+      ++seen[{tile.batch, tile.row, plan.head_lists[tile.first_head + i]}];
+    }
+  }
+  EXPECT_EQ(seen, live_places(plan));
+}
+
+// Columns of each row block, in steps of 128.
+std::map<Place, int> covered_columns(const std::vector<GemmTile>& tiles, int out_features) {
+  std::map<Place, int> seen;
+  for (const GemmTile& tile : tiles) {
+    for (int at = tile.column; at < tile.column + 2 * tile.width && at < out_features; at += 128) {
+      ++seen[{tile.batch, tile.row, at}];
+    }
+  }
+  return seen;
+}
+
+TEST(CudaTiles, ColumnTilesCoverTheOutputWholeOrHalved) {
+  const GemmPlan plan = random_plan(1500, 6, 50);
+  for (const int out_features : {40, 256, 512, 600, 1408}) {
+    std::map<Place, int> wanted;
+    for (const RowBlock& block : plan.row_blocks) {
+      for (int at = 0; at < out_features; at += 128) wanted[{block.batch, block.row, at}] = 1;
+    }
+    auto tiles = make_column_tiles(plan, out_features);
+    EXPECT_EQ(covered_columns(tiles, out_features), wanted);
+    EXPECT_TRUE(std::ranges::is_sorted(tiles, std::greater{}, &GemmTile::num_live));
+    for (const int clusters : {1, 50, 1000}) {
+      auto halved = tiles;
+      halve_last_tiles(out_features, clusters, halved);
+      EXPECT_EQ(covered_columns(halved, out_features), wanted) << clusters;
+      if (clusters == 1000) EXPECT_EQ(halved.back().width, 128);
+    }
+  }
+}
+
+TEST(CudaTiles, OnlyALastRoundOfAtMostHalfTheClustersIsHalved) {
+  EXPECT_EQ(count_wide_tiles(216, 66), 198);  // 18 are left
+  EXPECT_EQ(count_wide_tiles(132, 66), 132);
+  EXPECT_EQ(count_wide_tiles(100, 66), 100);  // 34 are left
+  EXPECT_EQ(count_wide_tiles(20, 66), 0);
+}
+
+}  // namespace
+}  // namespace flashomni::cuda
