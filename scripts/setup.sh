@@ -6,11 +6,11 @@ set -euo pipefail
 packages=(cmake ninja-build g++ pkg-config libhwy-dev nlohmann-json3-dev libcli11-dev libstb-dev)
 case "${1:-build}" in
   build) ;;
-  test) packages+=(libgtest-dev libgmock-dev python3 git) ;;
+  test) packages+=(libgtest-dev libgmock-dev python3 git chromium) ;;
   python) packages+=(python3-dev python3-venv) ;;
   bench) packages+=(libbenchmark-dev) ;;
   ci) packages+=(libgtest-dev libgmock-dev python3 git libbenchmark-dev clang-format
-                 python3-dev python3-venv) ;;
+                 python3-dev python3-venv chromium) ;;
   *) echo "setup.sh: unknown job '$1', expected build, test, python, bench or ci" >&2; exit 2 ;;
 esac
 

@@ -24,6 +24,7 @@ using Command = std::function<void()>;
 void add_generate(CLI::App& app, Command& run);
 void add_compare(CLI::App& app, Command& run);
 void add_eval(CLI::App& app, Command& run);
+void add_inspect(CLI::App& app, Command& run);
 void add_bench(CLI::App& app, Command& run);
 void add_run_op(CLI::App& app, Command& run);
 void add_selftest(CLI::App& app, Command& run);
