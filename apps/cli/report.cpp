@@ -137,7 +137,7 @@ Json run_json(const RunRecord& run) {
 std::string script_text(const Json& json) {
   std::string text = json.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
   for (std::size_t at = 0; (at = text.find("</", at)) != std::string::npos; at += 3) {
-    text.insert(at + 1, "\\");
+    text.insert(at + 1, 1, '\\');
   }
   return text;
 }

@@ -93,7 +93,8 @@ class Page(Inspect):
         self.assertEqual(run["prompt"], PROMPT)
         self.assertEqual(run["kinds"], Recorded(self.recorded("sparse")).kinds)
         self.assertGreater(run["dense"]["psnr"], 10)
-        self.assertNotIn("/*", re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S))
+        outside = re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.S)
+        self.assertNotIn("/*", outside)
 
     def test_what_cannot_be_read_is_one_sentence(self):
         out = ("-o", self.folder / "r.html")
@@ -148,7 +149,8 @@ class Drawn(Inspect):
         self.assertIn(f"{STEPS} steps, ", words)
         self.assertIn("No layer was reused whole", words)
         computed, reused = (round(100 * share) for share in run.shares(step, 5, 2))
-        self.assertRegex(words, rf"Layer 6, head 3: {computed} % computed, {reused} % reused, \d+ %")
+        self.assertRegex(words,
+                         rf"Layer 6, head 3: {computed} % computed, {reused} % reused, \d+ %")
         for figure, cells in (("layers", STEPS * LAYERS), ("heads", LAYERS * HEADS),
                               ("headsteps", STEPS * HEADS)):
             body = re.search(rf'<figure id="fig-{figure}">(.*?)</figure>', dom, re.S).group(1)
@@ -228,7 +230,8 @@ class Drawn(Inspect):
         other = self.recorded("whole", "generate", "--layer-cache", "0.55")
         page = self.report(extra=("--against", other))
         dom = html.unescape(self.dom(page))
-        self.assertIn("layer-cache is 0.55, recorded was 0", dom)
+        self.assertIn("<li>layer-cache: 0 in run A, 0.55 in run B</li>", dom)
+        self.assertRegex(dom, r"<li>first other decision: step \d, prompt, layer \d+ ")
         self.assertRegex(dom, r'<section class="wide" id="difference">')
         self.assertIn("run B", dom)
         canvas = self.dom(page, "", "setTimeout(() => { const c = $('difference-canvas'); "
@@ -247,7 +250,8 @@ class Drawn(Inspect):
                       "&amp;theme=dark</title>", dom)
         click = ("document.querySelector('#fig-layers .hit').dispatchEvent(new MouseEvent('click', "
                  "{bubbles: true})); document.title = location.hash")
-        self.assertIn("<title>#step=0&amp;layer=0&amp;head=1", self.dom(page, "step=2&head=1", click))
+        dom = self.dom(page, "step=2&head=1", click)
+        self.assertIn("<title>#step=0&amp;layer=0&amp;head=1", dom)
 
     def test_dark_and_light_are_dark_and_light(self):
         page = self.report()
@@ -257,8 +261,9 @@ class Drawn(Inspect):
 
     def test_an_exported_figure_stands_alone(self):
         page = self.report()
-        script = ("window.download = (blob, name) => blob.text().then(text => { document.body.append("
-                  "Object.assign(document.createElement('pre'), {id: 'saved', textContent: text})); "
+        script = ("window.download = (blob, name) => blob.text().then(text => {"
+                  "const saved = document.createElement('pre'); saved.id = 'saved';"
+                  "saved.textContent = text; document.body.append(saved);"
                   "document.title = name; });"
                   "document.querySelector('#fig-blocks [data-save=svg]').click()")
         dom = self.dom(page, "", script)

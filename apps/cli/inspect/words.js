@@ -88,12 +88,26 @@ function intro() {
     `<tr><th scope="row">${escape(name)}</th><td>${escape(value)}</td></tr>`).join("");
 }
 
+// run_differences() speaks of a recorded run and counts from 0; the page of two runs, from 1.
+function retell(line) {
+  const first = line.match(/^step (\d+), branch (\d+), layer (\d+) (.*)$/);
+  if (first) {
+    const [, step, branch, layer, what] = first;
+    return `first other decision: step ${+step + 1}, ${branchName(+branch)}, layer ${+layer + 1} ` +
+      what.replace(/ran as (\w+), recorded was (\w+)/, "was $2 in run A, $1 in run B")
+        .replace("had other symbols", "left out other blocks");
+  }
+  return line.replace(/^(.*?) is (.*), recorded was (.*)$/, "$1: $3 in run A, $2 in run B")
+    .replace("the recorded one", "run A's");
+}
+
 function differenceIntro() {
   if (RUNS.length < 2) return;
   $("difference").hidden = false;
   const list = DATA.differences.length ? DATA.differences :
     ["Nothing: the same decisions gave the same picture."];
-  $("difference-list").innerHTML = list.map(line => `<li>${escape(line)}</li>`).join("");
+  $("difference-list").innerHTML = list.map(line => `<li>${escape(retell(line))}</li>`)
+    .join("");
   $("difference-pictures").innerHTML = RUNS.map(r =>
     `<figure><img alt="run ${r.name}" src="data:image/png;base64,${r.picture}"><figcaption>run ` +
     `${r.name}: ${escape(r.settings.preset || r.settings.policy)}, ` +
