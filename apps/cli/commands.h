@@ -25,6 +25,8 @@ void add_generate(CLI::App& app, Command& run);
 void add_compare(CLI::App& app, Command& run);
 void add_eval(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
+void add_judge(CLI::App& app, Command& run);
+void add_predict(CLI::App& app, Command& run);
 void add_bench(CLI::App& app, Command& run);
 void add_run_op(CLI::App& app, Command& run);
 void add_selftest(CLI::App& app, Command& run);

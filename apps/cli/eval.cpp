@@ -7,6 +7,7 @@
 
 #include "captions.h"
 #include "commands.h"
+#include "eval_marks.h"
 #include "eval_report.h"
 #include "eval_runs.h"
 #include "flashomni/error.h"
@@ -82,9 +83,11 @@ void run(const EvalArguments& arguments) {
   EvalStore store(arguments.out, facts);
   const std::vector<EvalJob> jobs = list_jobs(captions, arguments.first, arguments.seeds);
   run_missing(session, store, settings, jobs, arguments.verbose);
-  const std::vector<EvaluatedSetting> evaluated = pair_up(store, settings, jobs);
+  std::vector<EvaluatedSetting> evaluated = pair_up(store, settings, jobs);
+  std::vector<std::string> notes = mark_captions(store, session.model, jobs, evaluated);
+  for (const std::string& note : mark_lpips(store, evaluated)) notes.push_back(note);
   const Clock clock = arguments.clock == "cpu" ? Clock::kCpu : Clock::kWall;
-  const nlohmann::ordered_json summary = summarise(facts, evaluated, clock, {});
+  const nlohmann::ordered_json summary = summarise(facts, evaluated, clock, notes);
   write_report(store, evaluated, summary);
   if (arguments.json) {
     std::cout << summary.dump(2) << "\n";

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <set>
 
 #include "picture_file.h"
 #include "scatter_plot.h"
@@ -128,11 +129,23 @@ std::string table_row(const ordered_json& row) {
 
 const char* clock_name(Clock clock) { return clock == Clock::kWall ? "wall" : "cpu"; }
 
+// Every version of the program that drew one of the pictures.
+ordered_json commits_of(const std::vector<EvaluatedSetting>& settings) {
+  std::set<std::string> commits;
+  for (const EvaluatedSetting& evaluated : settings) {
+    for (const EvalPair& pair : evaluated.pairs) {
+      commits.insert({pair.dense->commit, pair.sparse->commit});
+    }
+  }
+  return commits;
+}
+
 }  // namespace
 
 ordered_json summarise(const ordered_json& facts, const std::vector<EvaluatedSetting>& settings,
                        Clock clock, const std::vector<std::string>& notes) {
   ordered_json summary = facts;
+  summary["commits"] = commits_of(settings);
   summary["clock"] = clock_name(clock);
   summary["interval"] = "95 %: Student's t for means, Wilson's score for shares";
   summary["settings"] = ordered_json::array();

@@ -13,20 +13,6 @@
 namespace flashomni::cli {
 namespace {
 
-std::filesystem::path find_model(const std::string& wanted) {
-  namespace fs = std::filesystem;
-  const fs::path path = wanted.empty() ? find_shipped("models/flux-mini") : fs::path(wanted);
-  if (path.empty()) {
-    throw UsageError(
-        "there is no model: models/flux-mini is neither here nor beside the program nor under its "
-        "install prefix; name one with -m");
-  }
-  if (!fs::exists(path / "model_index.json")) {
-    throw UsageError("-m: " + path.string() + " has no model_index.json");
-  }
-  return path;
-}
-
 // bf16 where it is faster: a CPU with AVX512_BF16, a GPU.
 DType choose_dtype(const std::string& wanted, const Backend& backend) {
   if (wanted != "auto") return parse_dtype(wanted, "--dtype");
@@ -71,6 +57,20 @@ std::string percent(double fraction) {
 }
 
 }  // namespace
+
+std::filesystem::path find_model(const std::string& wanted) {
+  namespace fs = std::filesystem;
+  const fs::path path = wanted.empty() ? find_shipped("models/flux-mini") : fs::path(wanted);
+  if (path.empty()) {
+    throw UsageError(
+        "there is no model: models/flux-mini is neither here nor beside the program nor under its "
+        "install prefix; name one with -m");
+  }
+  if (!fs::exists(path / "model_index.json")) {
+    throw UsageError("-m: " + path.string() + " has no model_index.json");
+  }
+  return path;
+}
 
 void add_model_options(CLI::App& command, ModelArguments& arguments) {
   command.add_option("-m,--model", arguments.model,

@@ -35,6 +35,9 @@ struct GenerationArguments : ModelArguments {
 void add_model_options(CLI::App& command, ModelArguments& arguments);
 void add_generation_options(CLI::App& command, GenerationArguments& arguments);
 
+// The folder named, or the shipped one. Throws UsageError if it holds no model.
+std::filesystem::path find_model(const std::string& wanted);
+
 // A loaded model and what to draw with it.
 struct Session {
   Pipeline pipeline;

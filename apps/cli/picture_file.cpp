@@ -14,16 +14,28 @@
 
 namespace flashomni::cli {
 
+namespace {
+
+std::vector<std::uint8_t> load(const std::filesystem::path& path, int channels, int& width,
+                               int& height) {
+  int in_file = 0;
+  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
+      stbi_load(path.c_str(), &width, &height, &in_file, channels), stbi_image_free);
+  if (!pixels) throw Error(ErrorCode::kIo, path.string() + ": " + stbi_failure_reason());
+  return {pixels.get(), pixels.get() + static_cast<std::size_t>(channels) * width * height};
+}
+
+}  // namespace
+
 Picture read_png(const std::filesystem::path& path) {
   Picture picture;
-  int channels = 0;
-  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load(path.c_str(), &picture.width, &picture.height, &channels, 3), stbi_image_free);
-  if (!pixels) {
-    throw Error(ErrorCode::kIo, path.string() + ": " + stbi_failure_reason());
-  }
-  const auto size = static_cast<std::size_t>(3) * picture.width * picture.height;
-  picture.rgb.assign(pixels.get(), pixels.get() + size);
+  picture.rgb = load(path, 3, picture.width, picture.height);
+  return picture;
+}
+
+RgbaPicture read_rgba_png(const std::filesystem::path& path) {
+  RgbaPicture picture;
+  picture.rgba = load(path, 4, picture.width, picture.height);
   return picture;
 }
 

@@ -1,7 +1,9 @@
 import json
 import math
+import os
 import statistics
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 import png
@@ -118,6 +120,44 @@ class Eval(ToolTest):
         self.assertEqual([half["name"], half["policy"], half["pairs"]], ["half", "flashomni", 2])
         self.assertIn("warmup 2, interval 3", half["options"])
         self.assertEqual(sorted(run["seed"] for run in self.runs()), [0, 0, 1000, 1000])
+
+    def test_captions_and_lpips_are_kept_once_measured(self):
+        arguments = ("eval", *SMALL, *SETTINGS[:2], "--count", "2", "-o", self.out)
+        captions = self.run_json(*arguments)["settings"][0]["captions"]
+        self.assertEqual(captions["of"], 2)
+        kept = [json.loads(line) for line in (self.out / "captions.jsonl").read_text().splitlines()]
+        self.assertEqual(len(kept), 4)
+        runs = {run["picture"]: run for run in self.runs()}
+        right = {name: sum(note["captions"] for note in kept
+                           if (runs[note["picture"]]["setting"] == "dense") == (name == "dense"))
+                 for name in ("dense", "sparse")}
+        self.assertEqual(captions["dense_right"], right["dense"])
+        self.assertEqual(captions["sparse_right"], right["sparse"])
+        # Wilson's interval, by its defining equation: |p - share| = z sqrt(p (1 - p) / n).
+        share = captions["sparse_share"]
+        for bound in (share["low"], share["high"]):
+            self.assertAlmostEqual(abs(bound - share["mean"]),
+                                   1.959963984540054 * math.sqrt(bound * (1 - bound) / 2), places=9)
+
+        names = [name for name, run in runs.items() if run["setting"] != "dense"]
+        (self.out / "lpips.jsonl").write_text("".join(
+            json.dumps({"picture": name, "lpips": value}) + "\n"
+            for name, value in zip(names, (0.25, 0.5))))
+        (self.out / "captions.jsonl").write_text("".join(
+            json.dumps({"picture": name, "captions": True}) + "\n" for name in runs))
+        setting = self.run_json(*arguments)["settings"][0]
+        self.assert_estimate(setting["lpips"], [0.25, 0.5])
+        self.assertEqual(setting["captions"]["sparse_right"], 2)
+
+    def test_what_is_not_measured_is_said(self):
+        (self.folder / "torch.py").write_text("raise ImportError('no torch here')\n")
+        (self.folder / "lpips.py").write_text("import torch\n")
+        environment = {**os.environ, "PYTHONPATH": str(self.folder)}
+        with unittest.mock.patch.dict(os.environ, environment):
+            notes = self.evaluate("--count", "1")["notes"]
+        self.assertEqual(notes, [
+            "Captions were not judged: nothing is known of what these prompts must show.",
+            "LPIPS was not measured: no torch here."])
 
     def test_bad_usage_is_one_sentence(self):
         for arguments, sentence in (
