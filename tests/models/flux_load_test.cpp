@@ -94,6 +94,9 @@ struct BadConfig {
   const char* message;
 };
 
+// Names the case in test names and messages.
+void PrintTo(const BadConfig& bad, std::ostream* out) { *out << bad.message; }
+
 class FluxConfigErrors : public testing::TestWithParam<BadConfig> {};
 
 TEST_P(FluxConfigErrors, NameTheFieldAndItsValue) {

@@ -49,11 +49,18 @@ class Ahead {
 // Tiles 0 1 / 2 3 hold the sums, 4 and 5 two tiles of A, 6 and 7 two of B.
 inline void multiply_32_rows(const PanelJob& job, int row, int column, Ahead& ahead) {
   const index_t init_bytes = job.init_stride * 4, c_bytes = job.c_stride * 4;
-  const float* init = job.init + row * job.init_stride + column;
-  _tile_loadd(0, init, init_bytes);
-  _tile_loadd(1, init + 16, init_bytes);
-  _tile_loadd(2, init + kRows * job.init_stride, init_bytes);
-  _tile_loadd(3, init + kRows * job.init_stride + 16, init_bytes);
+  if (job.init) {
+    const float* init = job.init + row * job.init_stride + column;
+    _tile_loadd(0, init, init_bytes);
+    _tile_loadd(1, init + 16, init_bytes);
+    _tile_loadd(2, init + kRows * job.init_stride, init_bytes);
+    _tile_loadd(3, init + kRows * job.init_stride + 16, init_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int n = 0; n < job.num_pieces; ++n) {
     const KPiece& piece = job.pieces[n];
     const index_t a_bytes = piece.a_stride * 2, b_bytes = kPanel * 4;
@@ -82,9 +89,14 @@ inline void multiply_32_rows(const PanelJob& job, int row, int column, Ahead& ah
 // Tiles 0 and 1 hold the sums.
 inline void multiply_16_rows(const PanelJob& job, int row, int column) {
   const index_t init_bytes = job.init_stride * 4, c_bytes = job.c_stride * 4;
-  const float* init = job.init + row * job.init_stride + column;
-  _tile_loadd(0, init, init_bytes);
-  _tile_loadd(1, init + 16, init_bytes);
+  if (job.init) {
+    const float* init = job.init + row * job.init_stride + column;
+    _tile_loadd(0, init, init_bytes);
+    _tile_loadd(1, init + 16, init_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
   for (int n = 0; n < job.num_pieces; ++n) {
     const KPiece& piece = job.pieces[n];
     const auto* a = static_cast<const std::uint16_t*>(piece.a) + row * piece.a_stride;
@@ -109,21 +121,33 @@ bool fills_tiles(const PanelJob& job) {
   return true;
 }
 
-void multiply_panel(const PanelJob& job) {
-  int row = 0;
-  if (job.rows >= kRows && fills_tiles(job)) {
-    _tile_loadconfig(&kConfig);
-    const int steps = job.rows / (2 * kRows) * (kPanel / 32) * (job.depth() / kTileDepth);
-    Ahead ahead(job.next_b, index_t{job.depth()} * kPanel * 2, std::max(steps, 1));
-    for (; row + 2 * kRows <= job.rows; row += 2 * kRows) {
-      for (int column = 0; column < kPanel; column += 32) multiply_32_rows(job, row, column, ahead);
+struct TileProduct {
+  static constexpr int kGranule = kTileDepth;
+  static constexpr int kScoreRows = 32;  // scores go from tiles to weights through L1
+  static void begin() { _tile_loadconfig(&kConfig); }
+  static void end() { _tile_release(); }
+  static void multiply(const PanelJob& job) {
+    int row = 0;
+    if (job.rows >= kRows && fills_tiles(job)) {
+      const int steps = job.rows / (2 * kRows) * (kPanel / 32) * (job.depth() / kTileDepth);
+      Ahead ahead(job.next_b, index_t{job.depth()} * kPanel * 2, steps > 0 ? steps : 1);
+      for (; row + 2 * kRows <= job.rows; row += 2 * kRows) {
+        for (int column = 0; column < kPanel; column += 32) {
+          multiply_32_rows(job, row, column, ahead);
+        }
+      }
+      for (; row + kRows <= job.rows; row += kRows) {
+        for (int column = 0; column < kPanel; column += 32) multiply_16_rows(job, row, column);
+      }
     }
-    for (; row + kRows <= job.rows; row += kRows) {
-      for (int column = 0; column < kPanel; column += 32) multiply_16_rows(job, row, column);
-    }
-    _tile_release();
+    if (row < job.rows) avx512_bf16_panel_rows(job, row);
   }
-  if (row < job.rows) avx512_bf16_panel_rows(job, row);
+};
+
+void multiply_panel(const PanelJob& job) {
+  TileProduct::begin();
+  TileProduct::multiply(job);
+  TileProduct::end();
 }
 
 double multiply_tiles(int rounds) {
@@ -144,11 +168,11 @@ const ProductKernels* amx_bf16_products() {
   static constexpr ProductKernels kProducts{
       .operand = DType::kBF16,
       .panel = &multiply_panel,
-      .attention = {&attend<&multiply_panel, kTileDepth>, &bf16_attention_scratch_bytes},
+      .attention = {&attend<TileProduct>, &bf16_attention_scratch_bytes},
       .peak_loop = &multiply_tiles,
       .tile_rows = 96,
-      .pack_values = &pack_values<kTileDepth>,
-      .value_granule = kTileDepth};
+      .pack_values = &pack_values<TileProduct::kGranule>,
+      .value_granule = TileProduct::kGranule};
   return &kProducts;
 }
 

@@ -49,7 +49,8 @@ HeadTensor as_head_tensor(Context& context, ConstTensorView x, DType operand, Sc
   return heads;
 }
 
-// Where each kv block of each item starts in a packed head, and the packed tokens of a head.
+// Where each kv block of each item starts in a packed head, and the packed tokens of a head: an odd
+// number of granules, so that rows of V^T begin in different sets of the L1 cache.
 int place_blocks(const BlockGrid& grid, int granule, std::vector<int>& starts) {
   starts.clear();
   int longest = 0;
@@ -61,7 +62,7 @@ int place_blocks(const BlockGrid& grid, int granule, std::vector<int>& starts) {
     }
     longest = std::max(longest, end);
   }
-  return longest;
+  return longest / granule % 2 == 0 ? longest + granule : longest;
 }
 
 // K and V of the kv blocks that some row attends to, head by head and block after block. Where they

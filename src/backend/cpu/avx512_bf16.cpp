@@ -25,7 +25,8 @@ void multiply_rows(const PanelJob& job, int row) {
   __m512 sums[kR][kVectors];
   for (int r = 0; r < kR; ++r) {
     for (int v = 0; v < kVectors; ++v) {
-      sums[r][v] = _mm512_loadu_ps(job.init + (row + r) * job.init_stride + 16 * v);
+      sums[r][v] = job.init ? _mm512_loadu_ps(job.init + (row + r) * job.init_stride + 16 * v)
+                            : _mm512_setzero_ps();
     }
   }
   for (int n = 0; n < job.num_pieces; ++n) {
@@ -65,7 +66,12 @@ double multiply_registers(int rounds) {
   return 2.0 * 32 * kSums * rounds;
 }
 
-constexpr int kGranule = 2;
+struct PairProduct {
+  static constexpr int kGranule = 2, kScoreRows = kMaxRun;
+  static void begin() {}
+  static void end() {}
+  static void multiply(const PanelJob& job) { multiply_panel(job); }
+};
 
 }  // namespace
 
@@ -80,11 +86,11 @@ const ProductKernels* avx512_bf16_products() {
   static constexpr ProductKernels kProducts{
       .operand = DType::kBF16,
       .panel = &multiply_panel,
-      .attention = {&attend<&multiply_panel, kGranule>, &bf16_attention_scratch_bytes},
+      .attention = {&attend<PairProduct>, &bf16_attention_scratch_bytes},
       .peak_loop = &multiply_registers,
       .tile_rows = 96,
-      .pack_values = &pack_values<kGranule>,
-      .value_granule = kGranule};
+      .pack_values = &pack_values<PairProduct::kGranule>,
+      .value_granule = PairProduct::kGranule};
   return &kProducts;
 }
 

@@ -22,7 +22,7 @@ namespace {
 constexpr int kVectors = kPanel / 16;  // registers of 16 floats in a row of lanes
 constexpr float kLog2E = 1.44269504089f;
 constexpr float kLowest = -3e38f;  // below any score; finite, so that differences are numbers
-alignas(64) constexpr float kZeros[kPanel] = {};
+constexpr float kSlack = 8;  // by how much scores, times log2(e), may exceed their row's bound
 
 using Vectors = __m512[kVectors];
 
@@ -59,8 +59,8 @@ inline __m512i load_words(const void* from, int count) {
   return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), from);
 }
 
-// 2^x for x <= 0, to 3e-6, exact at integers: the weights are rounded to bf16 next, their sum, and
-// with it lse, is not.
+// 2^x for x <= 127, to 3e-6, exact at integers: the weights are rounded to bf16 next, their sum,
+// and with it lse, is not.
 inline __m512 exp2_for_bf16(__m512 x) {
   const __m512 magic = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: rounds to an integer
   x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
@@ -81,7 +81,7 @@ struct Chunk {
   std::uint16_t* p;  // [kMaxRun / 2][kPanel][2]
   float* scores;     // [kMaxRun][kPanel]
   float* o_t;        // [head_dim][kPanel]
-  float* row_max;    // [kPanel], of the scores times log2(e)
+  float* bound;      // [kPanel], of the scores times log2(e): see simd_attention.cpp
   float* row_sum;    // [kPanel]
 };
 
@@ -92,8 +92,8 @@ inline Chunk make_chunk(void* scratch, int head_dim) {
   chunk.p = chunk.q + head_dim * kPanel;
   chunk.scores = reinterpret_cast<float*>(chunk.p + kMaxRun * kPanel);
   chunk.o_t = chunk.scores + kMaxRun * kPanel;
-  chunk.row_max = chunk.o_t + head_dim * kPanel;
-  chunk.row_sum = chunk.row_max + kPanel;
+  chunk.bound = chunk.o_t + head_dim * kPanel;
+  chunk.row_sum = chunk.bound + kPanel;
   return chunk;
 }
 
@@ -152,32 +152,23 @@ void pack_values(const void* v, index_t v_stride, int count, int head_dim, int p
   }
 }
 
-// Turns the scores of a run into weights. Returns whether `alpha`, by which what was summed before
-// has to shrink, differs from 1 anywhere.
-inline bool softmax_run(const Chunk& chunk, int count, int padded, float scale_log2,
-                        Vectors& alpha) {
+// Weights of `count` tokens from their scores, relative to the rows' bounds, in pairs, zeros up to
+// `padded`; adds them up. False, and nothing is added, if a score exceeds its bound by kSlack.
+inline bool weigh(const Chunk& chunk, int count, int padded, float scale_log2, std::uint16_t* p) {
   const __m512 scale = _mm512_set1_ps(scale_log2);
-  Vectors top, sum;
-  for (int v = 0; v < kVectors; ++v) top[v] = _mm512_load_ps(chunk.row_max + 16 * v);
-  for (int token = 0; token < count; ++token) {
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512 score = _mm512_load_ps(chunk.scores + token * kPanel + 16 * v);
-      top[v] = _mm512_max_ps(top[v], _mm512_mul_ps(score, scale));
-    }
-  }
-  bool grew = false;
+  Vectors bound, top, sum;
   for (int v = 0; v < kVectors; ++v) {
-    const __m512 before = _mm512_load_ps(chunk.row_max + 16 * v);
-    grew |= _mm512_cmp_ps_mask(before, top[v], _CMP_NEQ_OQ) != 0;
-    alpha[v] = exp2_for_bf16(_mm512_sub_ps(before, top[v]));
-    sum[v] = _mm512_mul_ps(_mm512_load_ps(chunk.row_sum + 16 * v), alpha[v]);
-    _mm512_store_ps(chunk.row_max + 16 * v, top[v]);
+    bound[v] = _mm512_load_ps(chunk.bound + 16 * v);
+    sum[v] = _mm512_load_ps(chunk.row_sum + 16 * v);
+    top[v] = _mm512_set1_ps(kLowest);
   }
   const auto weight = [&](int token, int v) {
     const __m512 score = _mm512_load_ps(chunk.scores + token * kPanel + 16 * v);
-    const __m512 p = exp2_for_bf16(_mm512_fmsub_ps(score, scale, top[v]));
-    sum[v] = _mm512_add_ps(sum[v], p);
-    return p;
+    const __m512 x = _mm512_fmsub_ps(score, scale, bound[v]);
+    top[v] = _mm512_max_ps(top[v], x);
+    const __m512 weight = exp2_for_bf16(x);
+    sum[v] = _mm512_add_ps(sum[v], weight);
+    return weight;
   };
   // Lanes of two registers, interleaved: 0, 16, 1, 17, ...
   const __m512i interleave =
@@ -188,33 +179,69 @@ inline bool softmax_run(const Chunk& chunk, int count, int padded, float scale_l
       const __m512 even = token < count ? weight(token, v) : _mm512_setzero_ps();
       const __m512 odd = token + 1 < count ? weight(token + 1, v) : _mm512_setzero_ps();
       const auto both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-      _mm512_store_si512(chunk.p + token * kPanel + 32 * v,
-                         _mm512_permutexvar_epi16(interleave, both));
+      _mm512_store_si512(p + token * kPanel + 32 * v, _mm512_permutexvar_epi16(interleave, both));
     }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    if (_mm512_cmp_ps_mask(top[v], _mm512_set1_ps(kSlack), _CMP_GT_OQ)) return false;
   }
   for (int v = 0; v < kVectors; ++v) _mm512_store_ps(chunk.row_sum + 16 * v, sum[v]);
-  return grew;
+  return true;
 }
 
-template <PanelKernel kMultiply, int kGranule>
-void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk) {
-  const auto* k = static_cast<const std::uint16_t*>(job.k) + run.start * job.head_dim;
-  const KPiece keys{k, job.head_dim, chunk.q, job.head_dim};
-  kMultiply({&keys, 1, run.count, kZeros, 0, chunk.scores, kPanel});
-
-  const int padded = (run.count + kGranule - 1) / kGranule * kGranule;
-  Vectors alpha;
-  if (softmax_run(chunk, run.count, padded, job.scale * kLog2E, alpha)) {
-    for (int i = 0; i < job.head_dim; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        float* o = chunk.o_t + i * kPanel + 16 * v;
-        _mm512_store_ps(o, _mm512_mul_ps(_mm512_load_ps(o), alpha[v]));
-      }
+// Moves the bounds up to the largest of `count` scores; what was summed before shrinks accordingly.
+inline void raise_bounds(const Chunk& chunk, int count, float scale_log2, int head_dim) {
+  const __m512 scale = _mm512_set1_ps(scale_log2);
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512 before = _mm512_load_ps(chunk.bound + 16 * v);
+    __m512 top = before;
+    for (int token = 0; token < count; ++token) {
+      const __m512 score = _mm512_load_ps(chunk.scores + token * kPanel + 16 * v);
+      top = _mm512_max_ps(top, _mm512_mul_ps(score, scale));
     }
+    _mm512_store_ps(chunk.bound + 16 * v, top);
+    const __m512 shrink = exp2_for_bf16(_mm512_sub_ps(before, top));
+    const auto multiply = [&](float* x) {
+      _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), shrink));
+    };
+    multiply(chunk.row_sum + 16 * v);
+    for (int i = 0; i < head_dim; ++i) multiply(chunk.o_t + i * kPanel + 16 * v);
   }
-  const auto* v_t = static_cast<const std::uint16_t*>(job.v) + run.start;
-  const KPiece values{v_t, job.packed_tokens, chunk.p, padded};
-  kMultiply({&values, 1, job.head_dim, chunk.o_t, kPanel, chunk.o_t, kPanel});
+}
+
+// O^T += V^T P over the weights of run tokens [first, last).
+template <class Product>
+void add_values(const AttentionJob& job, const KvRun& run, const Chunk& chunk, int first,
+                int last) {
+  if (first == last) return;
+  const auto* v_t = static_cast<const std::uint16_t*>(job.v) + run.start + first;
+  const KPiece values{v_t, job.packed_tokens, chunk.p + first * kPanel, last - first};
+  Product::multiply({&values, 1, job.head_dim, chunk.o_t, kPanel, chunk.o_t, kPanel});
+}
+
+template <class Product>
+void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk, bool first_run) {
+  const float scale_log2 = job.scale * kLog2E;
+  int weighed = 0;  // tokens whose values are yet to be added
+  int padded = 0;
+  for (int token = 0; token < run.count; token += Product::kScoreRows) {
+    const int count =
+        run.count - token < Product::kScoreRows ? run.count - token : Product::kScoreRows;
+    padded = token + (count + Product::kGranule - 1) / Product::kGranule * Product::kGranule;
+    const auto* k =
+        static_cast<const std::uint16_t*>(job.k) + index_t{run.start + token} * job.head_dim;
+    const KPiece keys{k, job.head_dim, chunk.q, job.head_dim};
+    Product::multiply({&keys, 1, count, nullptr, 0, chunk.scores, kPanel});
+
+    std::uint16_t* p = chunk.p + token * kPanel;
+    const bool first = first_run && token == 0;
+    if (!first && weigh(chunk, count, padded - token, scale_log2, p)) continue;
+    add_values<Product>(job, run, chunk, weighed, token);
+    weighed = token;
+    raise_bounds(chunk, count, scale_log2, job.head_dim);
+    weigh(chunk, count, padded - token, scale_log2, p);
+  }
+  add_values<Product>(job, run, chunk, weighed, padded);
 }
 
 // `columns` (<= 16) numbers of one row of the output.
@@ -254,15 +281,23 @@ inline void store_rows(const AttentionJob& job, int first_row, int num_rows, con
 inline void store_lse(const AttentionJob& job, int first_row, int num_rows, const Chunk& chunk) {
   for (int row = 0; row < num_rows; ++row) {
     const float sum = chunk.row_sum[row];
-    job.lse[first_row + row] = sum > 0 ? (chunk.row_max[row] + std::log2(sum)) / kLog2E
+    job.lse[first_row + row] = sum > 0 ? (chunk.bound[row] + std::log2(sum)) / kLog2E
                                        : -std::numeric_limits<float>::infinity();
   }
 }
 
-// AttentionKernel::run over a panel product that takes depths in multiples of kGranule from V^T.
-template <PanelKernel kMultiply, int kGranule>
+// AttentionKernel::run over a product of the kind
+//   struct Product {
+//     static constexpr int kGranule;    // depths of V^T P are multiples of it
+//     static constexpr int kScoreRows;  // tokens scored at a time: a multiple of kGranule
+//     static void begin(), end();       // around its use
+//     static void multiply(const PanelJob&);
+//   };
+template <class Product>
 void attend(const AttentionJob& job) {
+  static_assert(Product::kScoreRows % Product::kGranule == 0 && Product::kScoreRows <= kMaxRun);
   const Chunk chunk = make_chunk(job.scratch, job.head_dim);
+  Product::begin();
   for (int row = 0; row < job.num_rows; row += kPanel) {
     const int num_rows = job.num_rows - row < kPanel ? job.num_rows - row : kPanel;
     pack_queries(job, job.first_row + row, num_rows, chunk);
@@ -270,15 +305,16 @@ void attend(const AttentionJob& job) {
       _mm512_store_ps(chunk.o_t + i, _mm512_setzero_ps());
     }
     for (int lane = 0; lane < kPanel; lane += 16) {
-      _mm512_store_ps(chunk.row_max + lane, _mm512_set1_ps(kLowest));
+      _mm512_store_ps(chunk.bound + lane, _mm512_set1_ps(kLowest));
       _mm512_store_ps(chunk.row_sum + lane, _mm512_setzero_ps());
     }
     for (int i = 0; i < job.num_runs; ++i) {
-      attend_run<kMultiply, kGranule>(job, job.runs[i], chunk);
+      attend_run<Product>(job, job.runs[i], chunk, i == 0);
     }
     store_rows(job, job.first_row + row, num_rows, chunk);
     if (job.lse) store_lse(job, job.first_row + row, num_rows, chunk);
   }
+  Product::end();
 }
 
 }  // namespace

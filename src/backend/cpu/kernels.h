@@ -33,7 +33,7 @@ struct PanelJob {
   const KPiece* pieces = nullptr;
   int num_pieces = 0;
   int rows = 0;
-  const float* init = nullptr;  // may be c; stride 0: one row for all
+  const float* init = nullptr;  // may be c; stride 0: one row for all; bf16 only, nullptr: zeros
   index_t init_stride = 0;
   float* c = nullptr;
   index_t c_stride = 0;
