@@ -132,12 +132,41 @@ def render_operators(record):
     return provenance(record) + "\n\n" + table(header, cells)
 
 
+def render_gpu(record):
+    """One row a sparsity and kind; a column of time and ratios a sequence length."""
+    lengths = sorted({row["seq"] for row in record["rows"]})
+    groups = {}
+    for row in record["rows"]:
+        key = (row["op"], row["head_dim"], row["kind"], row["sparsity"])
+        groups.setdefault(key, {})[row["seq"]] = row
+    cells = []
+    for (op, head_dim, kind, sparsity), group in groups.items():
+        row = [op, str(head_dim), kind, f"{sparsity:.2f}"]
+        for seq in lengths:
+            entry = group.get(seq)
+            efficiency = entry and entry["efficiency"]
+            row += [f"{entry['ms_median']:.3f}", f"{entry['speedup_over_peer']:.2f}",
+                    "-" if efficiency is None else f"{efficiency:.2f}"] if entry else ["-"] * 3
+        cells.append(row)
+    header = ["op", "head_dim", "kind", "sparsity"]
+    for seq in lengths:
+        header += [f"N={seq} ms", "x peer", "efficiency"]
+    source = f"{record['gpu']}, {record['date']}, commit {record['kernels_of_commit']}."
+    return source + "\n\n" + table(header, cells)
+
+
+def renderer_of(path):
+    if path.parent != RESULTS:
+        return f"{path.parent.name}-{path.stem}", render_gpu
+    return path.stem, render_quality if path.stem.startswith("quality") else render_operators
+
+
 def render(options):
     text = DOC.read_text()
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(RESULTS.glob("**/*.json")):
         record = json.loads(path.read_text())
-        name = path.stem
-        body = (render_quality if name.startswith("quality") else render_operators)(record)
+        name, render_body = renderer_of(path)
+        body = render_body(record)
         section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
         if not section.search(text):
             sys.exit(f"{DOC.name}: no section <!-- begin {name} --> for {path.name}")

@@ -1,4 +1,5 @@
 // The CUDA backend's cutting of attention items into pieces: plain C++, tested without a GPU.
+#include <algorithm>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -26,33 +27,36 @@ Pieces cut(const AttentionPlan& plan, const CutOptions& options) {
   return pieces;
 }
 
-TEST(CudaPieces, CoverEveryItemOnceInOrder) {
+TEST(CudaPieces, CoverEveryItemOnce) {
   for (const int block_kv : {16, 64, 128, 256}) {
-    const AttentionPlan plan = dense_plan(1300, 3, block_kv);
-    const Pieces pieces =
-        cut(plan, {.num_sms = 7, .most_items_per_sm = 99, .smallest_part = 1, .most_parts = 5});
-    std::size_t at = 0;
-    for (const AttentionItem& item : plan.items) {
-      std::int32_t next = item.first_kv;
-      for (int part = 0, parts = pieces.list[at].num_parts; part < parts; ++part, ++at) {
-        const AttentionPiece& piece = pieces.list[at];
-        EXPECT_EQ(std::tuple(piece.batch, piece.head), std::tuple(item.batch, item.head));
-        EXPECT_EQ(piece.row, plan.q_grid.at(item.batch, item.q_block).start);
-        EXPECT_EQ(std::tuple(piece.part, piece.num_parts), std::tuple(part, parts));
-        EXPECT_EQ(piece.first_kv, next);
-        EXPECT_GT(piece.num_kv, 0);
-        next += piece.num_kv;
+    for (const int num_sms : {1, 7, 132}) {
+      const AttentionPlan plan = dense_plan(1300, 3, block_kv);
+      const Pieces pieces = cut(plan, {.num_sms = num_sms, .smallest_part = 1, .most_parts = 5});
+      std::map<std::tuple<int, int>, std::map<int, AttentionPiece>> parts_of;  // head, row; part
+      for (const AttentionPiece& piece : pieces.list) {
+        auto& parts = parts_of[std::tuple(piece.head, piece.row)];
+        EXPECT_TRUE(parts.emplace(piece.part, piece).second);
       }
-      EXPECT_EQ(next, item.first_kv + item.num_kv);
+      EXPECT_EQ(parts_of.size(), plan.items.size());
+      for (const AttentionItem& item : plan.items) {
+        const auto& parts = parts_of[std::tuple(item.head, plan.q_grid.at(0, item.q_block).start)];
+        std::int32_t next = item.first_kv;
+        for (const auto& [number, piece] : parts) {
+          EXPECT_EQ(piece.num_parts, static_cast<int>(parts.size()));
+          EXPECT_LE(piece.num_parts, 5);
+          EXPECT_EQ(piece.first_kv, next);
+          EXPECT_GT(piece.num_kv, 0);
+          next += piece.num_kv;
+        }
+        EXPECT_EQ(next, item.first_kv + item.num_kv);
+      }
     }
-    EXPECT_EQ(at, pieces.list.size());
   }
 }
 
 TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
   const Pieces pieces =
-      cut(dense_plan(4096, 2, 128),
-          {.num_sms = 8, .most_items_per_sm = 99, .smallest_part = 2, .most_parts = 16});
+      cut(dense_plan(4096, 2, 128), {.num_sms = 7, .smallest_part = 2, .most_parts = 16});
   std::map<int, int> users;
   for (const AttentionPiece& piece : pieces.list) {
     if (piece.num_parts > 1) ++users[piece.slot + piece.part];
@@ -62,20 +66,48 @@ TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
   for (const auto& [slot, count] : users) EXPECT_EQ(count, 1) << "slot " << slot;
 }
 
-TEST(CudaPieces, OnlyTheLastItemsOfALongPlanAreCut) {
-  const Pieces pieces = cut(dense_plan(16896, 24, 128), {.most_items_per_sm = 99});
-  EXPECT_EQ(pieces.list.front().num_parts, 1);
-  EXPECT_GT(pieces.list.back().num_parts, 1);
-  bool cut_before = false;
-  for (const AttentionPiece& piece : pieces.list) {
-    EXPECT_FALSE(cut_before && piece.num_parts == 1) << "a whole item after a cut one";
-    cut_before = piece.num_parts > 1;
+// Tiles and pieces of every multiprocessor, weighed as the options do.
+std::vector<double> loads(const Pieces& pieces, const CutOptions& options) {
+  std::vector<double> loads;
+  for (int sm = 0; sm < options.num_sms; ++sm) {
+    loads.push_back(0);
+    for (int i = pieces.first_of_sm[sm]; i < pieces.first_of_sm[sm + 1]; ++i) {
+      loads.back() += pieces.list[i].num_kv + options.piece_cost;
+    }
+  }
+  return loads;
+}
+
+TEST(CudaPieces, MultiprocessorsEndTogether) {
+  for (const int heads : {1, 2, 5, 24}) {
+    const CutOptions options;
+    const Pieces pieces = cut(dense_plan(4608, heads, 128), options);
+    EXPECT_EQ(pieces.first_of_sm.front(), 0);
+    EXPECT_EQ(pieces.first_of_sm.back(), static_cast<int>(pieces.list.size()));
+    double sum = 0, longest = 0;
+    for (const double load : loads(pieces, options)) {
+      sum += load;
+      longest = std::max(longest, load);
+    }
+    EXPECT_LE(longest, sum / options.num_sms + options.piece_cost + options.smallest_part) << heads;
   }
 }
 
-TEST(CudaPieces, OnlyPlansOfFewItemsAreCut) {
-  EXPECT_EQ(cut(dense_plan(4096, 3, 128), {.num_sms = 132}).num_slots, 0);  // 96 items
-  EXPECT_GT(cut(dense_plan(4096, 2, 128), {.num_sms = 132}).num_slots, 0);  // 64
+TEST(CudaPieces, WholeItemsComeInThePlansOrder) {
+  const AttentionPlan plan = dense_plan(4608, 24, 128);
+  const Pieces pieces = cut(plan, {});
+  int whole = 0;
+  for (int sm = 0; sm < 132; ++sm) {
+    std::tuple<int, int> last{-1, -1};
+    for (int i = pieces.first_of_sm[sm]; i < pieces.first_of_sm[sm + 1]; ++i) {
+      const AttentionPiece& piece = pieces.list[i];
+      if (piece.num_parts > 1) continue;
+      ++whole;
+      EXPECT_LT(last, std::tuple(piece.head, piece.row));
+      last = {piece.head, piece.row};
+    }
+  }
+  EXPECT_GT(whole, 864 * 8 / 10);
 }
 
 TEST(CudaPieces, PartsBeginAtWholeTiles) {
@@ -89,7 +121,7 @@ TEST(CudaPieces, PartsBeginAtWholeTiles) {
 }
 
 TEST(CudaPieces, TheLastBlockMayBeShort) {
-  const Pieces pieces = cut(dense_plan(130, 1, 128), {.most_parts = 1});
+  const Pieces pieces = cut(dense_plan(130, 1, 128), {.num_sms = 1, .most_parts = 1});
   ASSERT_EQ(pieces.list.size(), 2u);
   EXPECT_EQ(pieces.list[0].last_kv_tokens, 2);
   EXPECT_EQ(pieces.list[1].num_rows, 2);
@@ -98,7 +130,7 @@ TEST(CudaPieces, TheLastBlockMayBeShort) {
 TEST(CudaPieces, ALiveItemWithoutKeysIsOnePiece) {
   AttentionPlan plan = dense_plan(256, 1, 128);
   plan.items[0].num_kv = 0;
-  const Pieces pieces = cut(plan, {});
+  const Pieces pieces = cut(plan, {.num_sms = 1});
   EXPECT_EQ(pieces.list[0].num_kv, 0);
   EXPECT_EQ(pieces.list[0].num_parts, 1);
 }

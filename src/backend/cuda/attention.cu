@@ -132,17 +132,17 @@ void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& op
                                  cudaStream_t stream) {
   cut_into_pieces(plan, options, pieces_);
   upload(pieces_.list, list_, stream);
-  upload(std::vector<int>{static_cast<int>(pieces_.list.size())}, count_, stream);
+  upload(pieces_.first_of_sm, first_of_sm_, stream);
   upload(plan.kv_blocks, kv_blocks_, stream);
   upload(block_table(plan.kv_grid), kv_table_, stream);
-  const std::size_t bytes = sizeof(int) * (kFirstSlotCounter + 8 * pieces_.num_slots);
+  const std::size_t bytes = sizeof(int) * 8 * pieces_.num_slots;
   if (counters_.reserve(bytes)) {
     FO_CUDA(cudaMemsetAsync(counters_.as<void>(), 0, bytes, stream));
   }
 }
 
 void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTensors& tensors,
-                                 int arch, int num_sms, cudaStream_t stream) {
+                                 int arch, cudaStream_t stream) {
   const AttentionKernel kernel = choose_kernel(plan, tensors, arch);
   if (pieces_.list.empty()) return;
   const int block_kv = plan.kv_grid.block(), group_rows = std::min(block_kv, kLargestGroup);
@@ -158,7 +158,7 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
     params.v_map = row_map(tensors.v, tensors.v.size(1), group_rows);
   }
   params.pieces = list_.as<AttentionPiece>();
-  params.num_pieces = count_.as<std::int32_t>();
+  params.first_of_block = first_of_sm_.as<std::int32_t>();
   params.kv_blocks = kv_blocks_.as<std::int32_t>();
   params.kv_table = kv_table_.as<int2>();
   params.counters = counters_.as<int>();
@@ -170,7 +170,7 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
 
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
-  const int grid = std::min<int>(num_sms, static_cast<int>(pieces_.list.size()));
+  const int grid = static_cast<int>(pieces_.first_of_sm.size()) - 1;
   kernel.function<<<grid, kernel.threads, kernel.shared_bytes, stream>>>(params);
   FO_CUDA(cudaGetLastError());
 }

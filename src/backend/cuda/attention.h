@@ -28,12 +28,12 @@ class DeviceAttentionPlan {
 
   // The contract of flashomni::attention; `plan` as assigned. Throws kUnsupported if there is no
   // kernel for `arch` (compute capability, 90 for 9.0), the dtype, head_dim or block sizes.
-  void launch(const AttentionPlan& plan, const AttentionTensors& tensors, int arch, int num_sms,
+  void launch(const AttentionPlan& plan, const AttentionTensors& tensors, int arch,
               cudaStream_t stream);
 
  private:
   Pieces pieces_;
-  DeviceBuffer list_, count_, kv_blocks_, kv_table_, counters_, partials_, kv_maps_;
+  DeviceBuffer list_, first_of_sm_, kv_blocks_, kv_table_, counters_, partials_, kv_maps_;
 };
 
 }  // namespace flashomni::cuda

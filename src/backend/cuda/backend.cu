@@ -119,7 +119,7 @@ class CudaBackend final : public Backend {
     DeviceAttentionPlan spare;
     lists_of(plan, spare, [&](DeviceAttentionPlan& lists) {
       lists.assign(plan, cut_options(), handle_of(stream));
-    }).launch(plan, {q, k, v, out, lse, scale}, arch_, num_sms_, handle_of(stream));
+    }).launch(plan, {q, k, v, out, lse, scale}, arch_, handle_of(stream));
   }
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out,

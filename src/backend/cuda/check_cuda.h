@@ -30,12 +30,12 @@ class DeviceBuffer {
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~DeviceBuffer() { cudaFree(data_); }
+  ~DeviceBuffer() { release(); }
 
   // Returns whether the memory is new.
   bool reserve(std::size_t bytes) {
     if (bytes <= bytes_) return false;
-    cudaFree(std::exchange(data_, nullptr));
+    release();
     bytes_ = 0;
     FO_CUDA(cudaMalloc(&data_, bytes));
     bytes_ = bytes;
@@ -47,6 +47,11 @@ class DeviceBuffer {
   }
 
  private:
+  // Not for nothing: any cudaFree ends a capture.
+  void release() {
+    if (data_) cudaFree(std::exchange(data_, nullptr));
+  }
+
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };

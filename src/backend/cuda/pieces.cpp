@@ -1,31 +1,105 @@
 #include "backend/cuda/pieces.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <queue>
+#include <utility>
 
 namespace flashomni::cuda {
 namespace {
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Appends `num_parts` equal parts of an item, `tile_blocks` kv blocks a tile.
-void append_parts(const AttentionPlan& plan, const AttentionItem& item, int num_parts,
-                  int tile_blocks, Pieces& pieces) {
-  const Block rows = plan.q_grid.at(item.batch, item.q_block);
-  const std::int64_t tiles = divide_up(item.num_kv, tile_blocks);
-  for (int part = 0; part < num_parts; ++part) {
-    const auto begin = static_cast<std::int32_t>(tiles * part / num_parts * tile_blocks);
-    const auto end = std::min(
-        item.num_kv, static_cast<std::int32_t>(tiles * (part + 1) / num_parts * tile_blocks));
-    int last_tokens = 0;
-    if (end > begin) {
-      last_tokens = plan.kv_grid.at(item.batch, plan.kv_blocks[item.first_kv + end - 1]).count;
-    }
-    pieces.list.push_back({item.batch, item.head, rows.start, rows.count, item.first_kv + begin,
-                           end - begin, last_tokens, static_cast<std::int16_t>(part),
-                           static_cast<std::int16_t>(num_parts),
-                           num_parts > 1 ? pieces.num_slots : 0});
+// Tiles [first, first + count) of an item, in the units that can be cut.
+struct Part {
+  std::size_t item = 0;
+  int first = 0, count = 0;
+  std::int16_t number = 0;  // among the parts of its item
+  int sm = 0;
+};
+
+// What an item falls into: units of one tile, or of one kv block where that is longer.
+struct Units {
+  int blocks;  // kv blocks a unit
+  int tiles;   // tiles a unit
+  explicit Units(int block_kv)
+      : blocks(std::max(1, kAttentionTileKv / block_kv)),
+        tiles(std::max(1, block_kv / kAttentionTileKv)) {}
+  int of(const AttentionItem& item) const {
+    return static_cast<int>(divide_up(item.num_kv, blocks));
   }
-  if (num_parts > 1) pieces.num_slots += num_parts;
+};
+
+// Hands each item to the multiprocessor that is free first, and cuts those that would keep it busy
+// past the time at which all could end together.
+class Schedule {
+ public:
+  Schedule(const AttentionPlan& plan, const CutOptions& options)
+      : plan_(plan), options_(options), units_(plan.kv_grid.block()) {
+    for (int i = 0; i < options.num_sms; ++i) free_.push({0, i});
+    double work = 0;
+    for (const AttentionItem& item : plan.items) work += cost(units_.of(item));
+    end_ = work / options.num_sms + options.piece_cost + options.smallest_part / 2.0;
+    if (options.most_parts == 1) end_ = kNever;
+  }
+
+  std::vector<Part> run() {
+    std::vector<Part> rests;
+    for (std::size_t i = 0; i < plan_.items.size(); ++i) {
+      place({i, 0, units_.of(plan_.items[i])}, rests);
+    }
+    for (int round = 2; !rests.empty(); ++round) {
+      std::vector<Part> now;
+      now.swap(rests);
+      std::ranges::stable_sort(now, std::greater{}, &Part::count);
+      if (round == options_.most_parts) end_ = kNever;
+      for (const Part& rest : now) place(rest, rests);
+    }
+    std::ranges::stable_sort(parts_, std::less{}, &Part::sm);
+    return std::move(parts_);
+  }
+
+ private:
+  double cost(int units) const { return units * units_.tiles + options_.piece_cost; }
+
+  void place(Part part, std::vector<Part>& rests) {
+    const auto [start, sm] = free_.top();
+    free_.pop();
+    part.sm = sm;
+    const int smallest = static_cast<int>(divide_up(options_.smallest_part, units_.tiles));
+    const double room = (end_ - start - options_.piece_cost) / units_.tiles;
+    const int fitting = std::max(static_cast<int>(std::min(room, 1e9)), smallest);
+    if (part.count - fitting >= smallest) {
+      rests.push_back({part.item, part.first + fitting, part.count - fitting,
+                       static_cast<std::int16_t>(part.number + 1)});
+      part.count = fitting;
+    }
+    free_.push({start + cost(part.count), sm});
+    parts_.push_back(part);
+  }
+
+  const AttentionPlan& plan_;
+  const CutOptions& options_;
+  const Units units_;
+  static constexpr double kNever = 1e30;
+  double end_ = 0;
+  using Free = std::pair<double, int>;  // from when on, which multiprocessor
+  std::priority_queue<Free, std::vector<Free>, std::greater<>> free_;
+  std::vector<Part> parts_;
+};
+
+AttentionPiece piece_of(const AttentionPlan& plan, const Part& part, const Units& units) {
+  const AttentionItem& item = plan.items[part.item];
+  const Block rows = plan.q_grid.at(item.batch, item.q_block);
+  const int begin = part.first * units.blocks;
+  const int end = std::min(item.num_kv, (part.first + part.count) * units.blocks);
+  int last_tokens = 0;
+  if (end > begin) {
+    last_tokens = plan.kv_grid.at(item.batch, plan.kv_blocks[item.first_kv + end - 1]).count;
+  }
+  return {item.batch,  item.head,   rows.start, rows.count, item.first_kv + begin,
+          end - begin, last_tokens, 0,          1,          0};
 }
 
 }  // namespace
@@ -33,24 +107,26 @@ void append_parts(const AttentionPlan& plan, const AttentionItem& item, int num_
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces) {
   pieces.list.clear();
   pieces.num_slots = 0;
-  const int tile_blocks = std::max(1, kAttentionTileKv / plan.kv_grid.block());
-  const int block_tiles = std::max(1, plan.kv_grid.block() / kAttentionTileKv);
-  const auto tiles_of = [&](const AttentionItem& item) {
-    return divide_up(item.num_kv, tile_blocks) * block_tiles;
-  };
-  const double items_per_sm = static_cast<double>(plan.items.size()) / options.num_sms;
-  const int most_parts = items_per_sm > options.most_items_per_sm ? 1 : options.most_parts;
-  std::int64_t remaining = 0;
-  for (const AttentionItem& item : plan.items) remaining += tiles_of(item);
-  for (const AttentionItem& item : plan.items) {
-    const std::int64_t tiles = tiles_of(item);
-    const std::int64_t share =
-        std::max<std::int64_t>(options.smallest_part, divide_up(remaining, options.num_sms));
-    remaining -= tiles;
-    const std::int64_t parts = std::min<std::int64_t>(
-        {divide_up(tiles, share), most_parts, divide_up(item.num_kv, tile_blocks)});
-    append_parts(plan, item, static_cast<int>(std::max<std::int64_t>(parts, 1)), tile_blocks,
-                 pieces);
+  const Units units(plan.kv_grid.block());
+  const std::vector<Part> parts = Schedule(plan, options).run();
+  pieces.first_of_sm.assign(options.num_sms + 1, 0);
+  for (const Part& part : parts) ++pieces.first_of_sm[part.sm + 1];
+  for (int sm = 0; sm < options.num_sms; ++sm) {
+    pieces.first_of_sm[sm + 1] += pieces.first_of_sm[sm];
+  }
+  std::vector<std::int16_t> parts_of(plan.items.size(), 0);
+  for (const Part& part : parts) ++parts_of[part.item];
+  std::vector<std::int32_t> slot_of(plan.items.size(), 0);
+  for (std::size_t i = 0; i < plan.items.size(); ++i) {
+    slot_of[i] = pieces.num_slots;
+    if (parts_of[i] > 1) pieces.num_slots += parts_of[i];
+  }
+  for (const Part& part : parts) {
+    AttentionPiece piece = piece_of(plan, part, units);
+    piece.part = part.number;
+    piece.num_parts = parts_of[part.item];
+    piece.slot = piece.num_parts > 1 ? slot_of[part.item] : 0;
+    pieces.list.push_back(piece);
   }
 }
 

@@ -10,23 +10,25 @@
 
 namespace flashomni::cuda {
 
-// How finely items are cut. docs/kernels/attention_sm90.md has the measurements: a part costs as
-// much as a piece besides its tiles, so cutting pays only where most multiprocessors would idle.
+// docs/kernels/attention_sm90.md has the measurements.
 struct CutOptions {
   int num_sms = 132;
-  double most_items_per_sm = 0.5;  // plans with more items than this are not cut
-  int smallest_part = 8;           // tiles
+  double piece_cost = 1;  // of a piece beside its tiles, in tiles
+  int smallest_part = 4;  // tiles
   int most_parts = 8;
 };
 
 struct Pieces {
   std::vector<AttentionPiece> list;
-  int num_slots = 0;  // partial results
+  std::vector<std::int32_t> first_of_sm;  // [num_sms + 1]: list[first_of_sm[i] ..) of SM i
+  int num_slots = 0;                      // partial results
 };
 
-// Keeps the items' order. In a plan of few items, one is cut when it is longer than its share of
-// the tiles that remain, from it to the end of the plan, on every SM: so the early ones stay whole,
-// and the last are short enough to end together. Parts begin at whole tiles.
+// Deals the items out in advance: a multiprocessor looks several pieces ahead, so one that took
+// what is next would take more than its share. Item by item, in the plan's order, to the one that
+// is free first; what would keep it busy past the time at which all could end together is cut off
+// and dealt out at the end. Parts begin at whole tiles and are numbered in the order of their kv
+// blocks.
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces);
 
 }  // namespace flashomni::cuda

@@ -95,8 +95,8 @@ std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters) {
     if (waiting[head].empty()) continue;
     (waiting[head].size() > 2 ? tiles : small).push_back(make_head_tile(head, waiting[head], 0));
   }
-  const int halved = count_halved(static_cast<int>(tiles.size()), static_cast<int>(small.size()),
-                                  num_clusters);
+  const int halved =
+      count_halved(static_cast<int>(tiles.size()), static_cast<int>(small.size()), num_clusters);
   const std::vector<HeadTile> last(tiles.end() - halved, tiles.end());
   tiles.resize(tiles.size() - halved);
   for (const HeadTile& tile : last) {

@@ -11,8 +11,6 @@
 
 namespace flashomni::cuda {
 
-inline constexpr int kFirstSlotCounter = 2;
-
 // Partial results of a split query block: per warp and lane the accumulators as the MMA holds them,
 // and the statistics of its two rows.
 template <int kHeadDim>
@@ -28,11 +26,11 @@ struct AttentionParams {
   const CUtensorMap* kv_maps;  // [batch, 2] K and V maps that end at the item's length, or nullptr
 
   const AttentionPiece* pieces;
-  const std::int32_t* num_pieces;
+  const std::int32_t* first_of_block;  // [blocks + 1]: pieces of thread block i from entry i on
   const std::int32_t* kv_blocks;
   const int2* kv_table;  // [batch, num_kv_blocks]: first token and token count of a block
-  // Zeros before the first launch, and again after each: the next piece, the CTAs that are done,
-  // and from kFirstSlotCounter the parts that are done, [slots, 8 warps].
+  // Parts of an item that are done, [slots, 8 warps]; zeros before the first launch, and again
+  // after each.
   int* counters;
   void* partials;  // AttentionPartial [slots]
   int num_kv_blocks;

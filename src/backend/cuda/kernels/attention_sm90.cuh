@@ -1,6 +1,6 @@
 // attention_sm90.cuh -- block-sparse attention with TMA loads and WGMMA (Hopper).
 //
-//   warpgroup 0     one warp schedules: takes pieces off the plan; one loads: Q, and a ring of K
+//   warpgroup 0     one warp schedules: reads the block's pieces; one loads: Q, and a ring of K
 //                   and V tiles gathered from the piece's kv blocks, in the order they are read
 //   warpgroups 1-2  consume: 64 query rows each, S = Q K^T, softmax, O += P V, store
 //
@@ -175,7 +175,7 @@ struct AttentionConsumer {
         float4{rows.reference[0], rows.reference[1], rows.sum[0], rows.sum[1]};
     __threadfence();
     __syncwarp();
-    int* done = params.counters + kFirstSlotCounter + piece.slot * 8 + warp();
+    int* done = params.counters + piece.slot * 8 + warp();
     int before = 0;
     if (lane() == 0) before = atomicAdd(done, 1);
     if (__shfl_sync(~0u, before, 0) != piece.num_parts - 1) return false;

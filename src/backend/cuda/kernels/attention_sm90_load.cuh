@@ -1,8 +1,8 @@
 // attention_sm90_load.cuh -- the two producing warps of attention_sm90.cuh.
 //
-// The scheduler takes pieces off the plan and looks up what their first loads need, several pieces
-// ahead: that is a chain of four dependent reads, each 1-2 us while the loads saturate L2. The
-// loader issues the TMA loads of Q and of the ring of K and V tiles.
+// The scheduler reads the pieces of this thread block and looks up what their first loads need,
+// several pieces ahead: that is a chain of four dependent reads, each 1-2 us while the loads
+// saturate L2. The loader issues the TMA loads of Q and of the ring of K and V tiles.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -86,21 +86,13 @@ struct AttentionScheduler {
   }
 
   __device__ void run() {
-    const int num_pieces = *params.num_pieces;
-    int index = blockIdx.x;
-    while (index < num_pieces) {
-      int following = 0;
-      if (lane == 0) following = atomicAdd(params.counters, 1) + gridDim.x;
+    const int end = params.first_of_block[blockIdx.x + 1];
+    for (int index = params.first_of_block[blockIdx.x]; index < end; ++index) {
       const int* words = reinterpret_cast<const int*>(params.pieces + index);
       const AttentionPiece piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
       publish(piece, groups.count_tiles(piece));
-      index = __shfl_sync(~0u, following, 0);
     }
     publish({}, -1);
-    if (lane == 0 && atomicAdd(params.counters + 1, 1) == static_cast<int>(gridDim.x) - 1) {
-      params.counters[0] = 0;
-      params.counters[1] = 0;
-    }
   }
 };
 

@@ -80,8 +80,7 @@ __device__ inline RowRange rows_of(const HeadTile& tile, int i) {
 // Takes the next tile; one arrival a caller, who may be a warp.
 template <typename Kernel>
 __device__ inline typename Kernel::Tile take_tile(typename Kernel::SharedStorage& shared,
-                                                  typename Kernel::TileRing& ring,
-                                                  int& num_terms) {
+                                                  typename Kernel::TileRing& ring, int& num_terms) {
   shared.tile_full[ring.slot].wait(ring.phase);
   const typename Kernel::Tile tile = shared.tiles[ring.slot];
   num_terms = shared.num_terms[ring.slot];

@@ -151,8 +151,8 @@ struct GemmEpilogue {
   }
 
   // One box of columns of B_c and its differences, by the old terms in `stages`.
-  __device__ __forceinline__ void put_terms(const float* d, char* const* stages, int box, int num_terms,
-                            BoxJob job) {
+  __device__ __forceinline__ void put_terms(const float* d, char* const* stages, int box,
+                                            int num_terms, BoxJob job) {
     constexpr int kValues = Kernel::kTermColumns / 2;
     float value[kValues];
 #pragma unroll
