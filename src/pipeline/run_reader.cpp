@@ -20,7 +20,7 @@ namespace {
 using Json = nlohmann::json;
 
 // Far above any model; below them no product of sizes overflows.
-constexpr int kMaxTokens = 1 << 24, kMaxCount = 1 << 16;
+constexpr int kMaxTokens = 1 << 22, kMaxCount = 1 << 16;
 
 class RunReader {
  public:
@@ -243,15 +243,19 @@ void RunReader::read_layers() {
 void RunReader::read_symbols() {
   if (!file_.contains(run_format::kSymbolsCache)) return;
   const EngineOptions& engine = run_.settings.engine;
-  const SparseSymbols all_live(BlockGrid(engine.block_q, 1, run_.segments),
-                               BlockGrid(engine.block_kv, 1, run_.segments), run_.num_heads);
-  const index_t q_blocks = all_live.q_grid().num_blocks();
+  BlockGrid q_grid(engine.block_q, 1, run_.segments), kv_grid(engine.block_kv, 1, run_.segments);
+  const index_t q_blocks = q_grid.num_blocks();
+  const auto words = [](index_t bits) { return (bits + 31) / 32; };
   const ConstTensorView stored = file_.tensor(run_format::kSymbolsCache);
   const index_t count = stored.rank() > 0 ? stored.size(0) : 0;
   const auto cache = values<std::uint32_t>(run_format::kSymbolsCache, DType::kI32,
-                                           {count, q_blocks, all_live.head_words()});
-  const auto skip = values<std::uint32_t>(run_format::kSymbolsSkip, DType::kI32,
-                                          {count, run_.num_heads, q_blocks, all_live.kv_words()});
+                                           {count, q_blocks, words(run_.num_heads)});
+  const auto skip =
+      values<std::uint32_t>(run_format::kSymbolsSkip, DType::kI32,
+                            {count, run_.num_heads, q_blocks, words(kv_grid.num_blocks())});
+  if (count == 0) return;
+  // Made only now that the file is known to hold as much: sizes alone could ask for any memory.
+  const SparseSymbols all_live(std::move(q_grid), std::move(kv_grid), run_.num_heads);
   const std::size_t cache_words = all_live.cache_words().size();
   const std::size_t skip_words = all_live.skip_words().size();
   for (index_t i = 0; i < count; ++i) {

@@ -296,6 +296,8 @@ TEST_F(RunFile, ThatIsMalformedIsRejectedWithASentence) {
       {nullptr, "run", swap("\"tokens\":64", "\"tokens\":65"), "65 image tokens"},
       {nullptr, "run", swap("\"tokens\":32", "\"tokens\":-1"), "a segment has -1 tokens"},
       {nullptr, "run", swap("\"block_q\":8", "\"block_q\":7"), "symbols.cache is i32"},
+      {nullptr, "run", swap("\"tokens\":32", "\"tokens\":4000000"), "symbols.cache is i32"},
+      {nullptr, "run", swap("\"tokens\":32", "\"tokens\":40000000"), "has 40000000 tokens"},
       {"step.kind", nullptr, put(0, 3), "step 0 is of the kind 3"},
       {"layer.action", nullptr, put(1, 5), "layer.action[1] is 5"},
       {"layer.symbols", nullptr, put(4 * 100 + 1, 1), "the file has 48 symbols"},

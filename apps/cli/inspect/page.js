@@ -50,7 +50,11 @@ function render(everything) {
   if (RUNS.length > 1) drawDifference();
   const keep = ["step", "layer", "head", "branch", "run", "q"].map(key => `${key}=${state[key]}`);
   if (document.documentElement.classList.contains("dark")) keep.push("theme=dark");
-  history.replaceState(null, "", "#" + keep.join("&"));
+  try {
+    history.replaceState(null, "", "#" + keep.join("&"));
+  } catch {
+    // Some browsers allow only so many changes of the address in a while.
+  }
 }
 
 function setTheme(dark) {
