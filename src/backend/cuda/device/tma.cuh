@@ -17,6 +17,12 @@ inline constexpr int kPanelColumns = 64;
 inline constexpr int kPanelRowBytes = 128;
 inline constexpr int kSwizzleAtomBytes = 1024;
 
+// How long L2 keeps what passes through it (createpolicy's words for all of an access).
+enum class KeepInL2 : std::uint64_t {
+  kShort = 0x12F0000000000000,  // evict_first: read or written once
+  kLong = 0x14F0000000000000,   // evict_last: read by everyone
+};
+
 // Loads the map's box at (column, head, row, item) to `to`; its bytes count for `barrier`.
 __device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
                                 int head, int row, int item) {
@@ -53,6 +59,28 @@ __device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barri
                                 int row) {
   const std::int32_t at[2] = {column, row};
   ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
+}
+
+// Likewise with a hint to L2.
+__device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
+                                int row, KeepInL2 keep) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
+          static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(map), "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier.state))),
+      "r"(column), "r"(row), "l"(static_cast<std::uint64_t>(keep))
+      : "memory");
+}
+__device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barrier, int column,
+                                int row, int item, KeepInL2 keep) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(
+          static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(map), "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier.state))),
+      "r"(column), "r"(row), "r"(item), "l"(static_cast<std::uint64_t>(keep))
+      : "memory");
 }
 
 // Writes a box to (column, row, item); what lies outside the tensor is left out. The threads that

@@ -100,9 +100,10 @@ struct GemmLoader {
                              int w_column) {
     T* stage = begin_stage(kPanelBytes + tile.width * kTileK * 2);
     const int row = tile.column + rank * tile.width;
-    tma_load(stage + kPanelElements, &params.w_map, full(), w_column, row);
+    constexpr auto kKeep = KeepInL2::kLong;  // while activations, terms and outputs stream past
+    tma_load(stage + kPanelElements, &params.w_map, full(), w_column, row, kKeep);
     if (tile.width > 128) {
-      tma_load(stage + 2 * kPanelElements, &params.w_map, full(), w_column, row + 128);
+      tma_load(stage + 2 * kPanelElements, &params.w_map, full(), w_column, row + 128, kKeep);
     }
     load_a(stage, map, tile, a_column);
     ring.advance();
@@ -130,7 +131,7 @@ struct GemmLoader {
         for (int box = 0; box < 2 * kBoxes; ++box) {
           tma_load(stage + box * kBoxBytes, &params.term_maps[term], full(),
                    tile.column + rank * tile.width + column + box % kBoxes * kColumns,
-                   tile.row + box / kBoxes * kBoxRows, tile.batch);
+                   tile.row + box / kBoxes * kBoxRows, tile.batch, KeepInL2::kShort);
         }
         ring.advance();
       }
