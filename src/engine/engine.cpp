@@ -84,6 +84,10 @@ void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) 
   s.branch_done.assign(num_branches, true);
   const std::string limitation = s.policy->limitation(s.all_live.q_grid(), shape.places);
   if (!limitation.empty()) s.fall_back(-1, limitation);
+  if (!s.policy->is_dense() && std::ranges::count(s.kinds, StepKind::kDispatch) == 0) {
+    s.fall_back(-1, format("none of %d steps is sparse: warmup is %d, interval %d", num_steps,
+                           s.options.warmup, s.options.interval));
+  }
 }
 
 void Engine::begin_step(int step, int branch) {

@@ -10,6 +10,7 @@ namespace flashomni::test {
 namespace {
 
 using testing::IsEmpty;
+using testing::StartsWith;
 
 EngineOptions toy_options() {
   EngineOptions options;
@@ -262,6 +263,20 @@ TEST_F(EngineState, NotesOnceThatAModelDoesNotForecast) {
             "it; the layer runs dense");
   EXPECT_EQ(engine.stats().attention_sparsity, 0);
   EXPECT_EQ(engine.stats().cached_fraction, 0);
+}
+
+TEST_F(EngineState, NotesThatNoStepIsSparse) {
+  EngineOptions options = toy_options();
+  options.warmup = 6;
+  Engine engine(backend_, options, make_policy("layer-cache", {}));
+  engine.begin(toy_shape(), 4, 1);
+  ASSERT_EQ(engine.fallbacks().size(), 1u);
+  EXPECT_THAT(engine.fallbacks()[0].reason,
+              StartsWith("none of 4 steps is sparse: warmup is 6, interval "));
+
+  Engine dense(backend_, options, make_policy("dense", {}));
+  dense.begin(toy_shape(), 4, 1);
+  EXPECT_THAT(dense.fallbacks(), IsEmpty());
 }
 
 TEST_F(EngineState, NotesThatCachingNeedsText) {
