@@ -99,6 +99,7 @@ struct EngineStats {
   double skipped_fraction = 0;    // the same
   double attention_sparsity = 0;  // token pairs not computed, over all steps; a cached layer is 1
   int layers_cached = 0;          // layers in whole-layer caching at the end, of any branch
+  int reused_passes = 0;          // forward passes of dispatch steps that ended after layer 0
 };
 
 class Engine {
@@ -121,6 +122,13 @@ class Engine {
   // this layer's symbols and refreshes its caches; on dispatch steps runs by them. Throws
   // kInvalidArgument if the streams do not fit the shape given to begin().
   void attend(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
+
+  // Whole-step reuse (first-block caching, PolicyTraits::reuse_below). A model shows its hidden
+  // states [seq_len, hidden_dim] f32 before layer 0 and after every layer. After layer 0
+  // end_layer() may return true: it has added what the other layers added when a step last ran to
+  // its end, and the model leaves them out.
+  void begin_layers(ConstTensorView hidden);
+  bool end_layer(int layer, TensorView hidden);
 
   // Whole-layer caching (arXiv:2509.25401 via TaylorSeer). A model asks at the top of a layer:
   // true: skip the layer and add forecast_module() of each of its modules instead.

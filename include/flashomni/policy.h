@@ -28,6 +28,21 @@ struct PolicyContext {
   const BlockScores* scores = nullptr;  // measured as `needs` asked; nullptr if it asked nothing
   // Where the image tokens stand, in sequence order; empty if the model did not say.
   std::span<const TokenPlace> places = {};
+  // If PolicyTraits::head_change: how far each head's attention output moved since the last update,
+  // in L2, relative to its norm and per step; empty at the first update of a generation.
+  std::span<const float> head_change = {};
+};
+
+// What a policy asks of the engine besides carrying out its symbols.
+struct PolicyTraits {
+  bool caches_layers = true;          // false: S_q does not apply, every layer's MLP is computed
+  bool caches_all = false;            // select() leaves nothing live, or everything
+  int max_order = kMaxForecastOrder;  // of forecasts, whatever EngineOptions::order says
+  bool head_change = false;           // PolicyContext::head_change is wanted
+  bool skips_on_updates = false;      // update steps attend by select_update()
+  // > 0: a dispatch step reuses all layers after the first while the first one's residual is that
+  // close to the last one computed (Engine::end_layer).
+  double reuse_below = 0;
 };
 
 class SparsityPolicy {
@@ -39,6 +54,9 @@ class SparsityPolicy {
   // `symbols` comes in all live and leaves with blocks cached and skipped. Called once per layer,
   // branch and update step. A policy keeps no state between calls.
   virtual void select(const PolicyContext& context, SparseSymbols& symbols) const = 0;
+  // What the attention of the update step itself skips; must cache nothing.
+  virtual void select_update(const PolicyContext&, SparseSymbols&) const {}
+  virtual PolicyTraits traits() const { return {}; }
   // One sentence if the policy cannot do on such a sequence what its options ask for, else "".
   // The engine notes it as a fallback of the generation.
   virtual std::string limitation(const BlockGrid& /*q_grid*/,

@@ -103,7 +103,8 @@ void bind_results(nb::module_& module) {
       .def_ro("cached_fraction", &EngineStats::cached_fraction)
       .def_ro("skipped_fraction", &EngineStats::skipped_fraction)
       .def_ro("attention_sparsity", &EngineStats::attention_sparsity)
-      .def_ro("layers_cached", &EngineStats::layers_cached);
+      .def_ro("layers_cached", &EngineStats::layers_cached)
+      .def_ro("reused_passes", &EngineStats::reused_passes);
   nb::class_<GenerateResult>(module, "GenerateResult")
       .def("copy_picture", copy_picture, nb::arg("picture"))
       .def_ro("seconds_total", &GenerateResult::seconds_total)

@@ -328,6 +328,9 @@ class EngineStats:
     @property
     def layers_cached(self) -> int: ...
 
+    @property
+    def reused_passes(self) -> int: ...
+
 class GenerateResult:
     def copy_picture(self, picture: Array) -> None: ...
 

@@ -207,6 +207,7 @@ class Pipeline:
                 "skipped_fraction": stats.skipped_fraction,
                 "attention_sparsity": stats.attention_sparsity,
                 "layers_cached": stats.layers_cached,
+                "reused_passes": stats.reused_passes,
                 "macs_total": result.macs_total,
                 "macs_done": result.macs_done,
                 "fallbacks": fallbacks,

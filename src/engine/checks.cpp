@@ -96,6 +96,14 @@ void check_layer(const char* function, int layer, int num_layers) {
            num_layers - 1);
 }
 
+void check_hidden(const char* function, ConstTensorView hidden, const SequenceShape& shape) {
+  FO_CHECK(hidden.dtype == DType::kF32 && hidden.rank() == 2 && hidden.layout.is_contiguous() &&
+               hidden.size(0) == sequence_length(shape) && hidden.size(1) == shape.hidden_dim,
+           "%s: hidden is %s %s, must be contiguous f32 [%d, %d]", function,
+           dtype_name(hidden.dtype).data(), hidden.layout.to_string().c_str(),
+           sequence_length(shape), shape.hidden_dim);
+}
+
 void check_streams(const SequenceShape& shape, std::span<const AttentionStream> streams,
                    const RopeTables& rope) {
   const int seq_len = sequence_length(shape);

@@ -12,6 +12,7 @@ namespace flashomni {
 void check_engine_options(const EngineOptions& options);
 void check_sequence(const SequenceShape& shape);
 void check_layer(const char* function, int layer, int num_layers);
+void check_hidden(const char* function, ConstTensorView hidden, const SequenceShape& shape);
 void check_streams(const SequenceShape& shape, std::span<const AttentionStream> streams,
                    const RopeTables& rope);
 // A layer must run its dispatch steps with the streams of its update.

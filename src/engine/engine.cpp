@@ -12,31 +12,40 @@
 #include "engine/joint_attention.h"
 #include "engine/layer_state.h"
 #include "engine/stats.h"
+#include "engine/step_reuse.h"
 
 namespace flashomni {
 
 struct Engine::State {
   State(Backend& backend, const EngineOptions& options, std::unique_ptr<SparsityPolicy> policy)
-      : backend(backend), options(options), policy(std::move(policy)) {}
+      : backend(backend), options(options), policy(std::move(policy)) {
+    traits = this->policy->traits();
+    this->options.order = std::min(options.order, traits.max_order);
+  }
 
   LayerState& layer_state(int layer) { return layers[layer_index(layer, branch)]; }
   std::size_t layer_index(int layer, int of_branch) const {
     return static_cast<std::size_t>(of_branch) * shape.num_layers + layer;
   }
   LayerAction action(const LayerState& layer) const;
-  void count_layers();
+  void count_layers(int first, int last);
+  double ramp() const {
+    return std::pow(static_cast<double>(step) / static_cast<double>(kinds.size()), options.ramp);
+  }
+  void miss_reuse();
   void fall_back(int layer, const std::string& reason);
 
-  void run_dense(std::span<const AttentionStream> streams, const RopeTables& rope);
+  void run_dense(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
   void run_update(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
   void run_dispatch(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
-  void select_symbols(int layer, LayerState& state);
-  void build_plans(LayerState& state, std::span<const AttentionStream> streams);
-  void reserve_bias_cache(BiasCache& bias);
+  PolicyContext measure(int layer);
+  const AttentionPlan& update_plan(const PolicyContext& context);
+  void select_symbols(const PolicyContext& context, LayerState& state);
 
   Backend& backend;
-  const EngineOptions options;
+  EngineOptions options;  // `order` no higher than the policy's
   const std::unique_ptr<SparsityPolicy> policy;
+  PolicyTraits traits;
 
   // One generation.
   SequenceShape shape;
@@ -46,6 +55,8 @@ struct Engine::State {
   CoefficientTable coefficients;
   std::vector<LayerState> layers;  // [branch, layer]
   BlockScores scores;
+  AttentionPlan update_attention;     // of one layer, if the policy skips on updates
+  std::vector<StepReuse> step_reuse;  // of every branch, if the policy reuses steps
   StatsCounter counter;
   std::vector<Fallback> fallbacks;
 
@@ -53,6 +64,8 @@ struct Engine::State {
   int step = -1, branch = 0;
   StepKind kind = StepKind::kDense;
   std::vector<bool> branch_done;
+  bool reuse_undecided = false;  // layers after the first are neither reused nor computed yet
+  bool is_reused = false;        // they are reused
 };
 
 Engine::Engine(Backend& backend, const EngineOptions& options,
@@ -78,6 +91,8 @@ void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) 
   s.coefficients = CoefficientTable(s.options, num_steps);
   s.layers.clear();
   s.layers.resize(static_cast<std::size_t>(num_branches) * shape.num_layers);
+  s.step_reuse.clear();
+  if (s.traits.reuse_below > 0 && shape.num_layers > 1) s.step_reuse.resize(num_branches);
   s.counter = {};
   s.fallbacks.clear();
   s.step = -1;
@@ -109,13 +124,16 @@ void Engine::begin_step(int step, int branch) {
   s.step = step;
   s.branch = branch;
   s.kind = s.kinds[step];
-  s.count_layers();
+  s.reuse_undecided = s.kind == StepKind::kDispatch && !s.step_reuse.empty();
+  s.is_reused = false;
+  s.count_layers(0, s.reuse_undecided ? 1 : s.shape.num_layers);
 }
 
 void Engine::attend(int layer, std::span<const AttentionStream> streams, const RopeTables& rope) {
   State& s = *state_;
   check_layer("attend", layer, s.shape.num_layers);
   check_streams(s.shape, streams, rope);
+  if (layer > 0 && s.reuse_undecided) s.miss_reuse();
   LayerState& state = s.layer_state(layer);
   state.last_action = s.action(state);
   state.last_step = s.step;
@@ -130,7 +148,7 @@ void Engine::attend(int layer, std::span<const AttentionStream> streams, const R
                     "the model does not forecast the layer's modules, as whole-layer "
                     "caching would have it; the layer runs dense");
       }
-      return s.run_dense(streams, rope);
+      return s.run_dense(layer, streams, rope);
   }
 }
 
@@ -145,11 +163,13 @@ LayerAction Engine::State::action(const LayerState& layer) const {
   return LayerAction::kSparse;
 }
 
-void Engine::State::run_dense(std::span<const AttentionStream> streams, const RopeTables& rope) {
+void Engine::State::run_dense(int layer, std::span<const AttentionStream> streams,
+                              const RopeTables& rope) {
   for (const AttentionStream& stream : streams) {
-    joint->project(stream, rope, joint->dense_plan(stream));
+    joint->project(stream, rope, joint->dense_plan(stream), joint->dense_plan(stream));
   }
-  joint->attend(joint->dense_plan());
+  const bool skips = kind == StepKind::kUpdate && traits.skips_on_updates;
+  joint->attend(skips ? update_plan(measure(layer)) : joint->dense_plan());
   for (const AttentionStream& stream : streams) {
     backend.gemm_o_update(joint->dense_plan(stream), joint->output(stream), 0, {}, {});
   }
@@ -159,13 +179,20 @@ void Engine::State::run_update(int layer, std::span<const AttentionStream> strea
                                const RopeTables& rope) {
   LayerState& state = layer_state(layer);
   for (const AttentionStream& stream : streams) {
-    joint->project(stream, rope, joint->dense_plan(stream));
+    joint->project(stream, rope, joint->dense_plan(stream), joint->dense_plan(stream));
   }
-  joint->attend(joint->dense_plan());
-  select_symbols(layer, state);
-  build_plans(state, streams);
+  PolicyContext context = measure(layer);
+  joint->attend(traits.skips_on_updates ? update_plan(context) : joint->dense_plan());
+  if (traits.head_change) {
+    context.head_change =
+        state.head_change.measure(backend, joint->attended(), step - state.updated_at);
+  }
+  select_symbols(context, state);
+  state.build_plans(backend, all_live, streams);
   const auto steps = static_cast<float>(step - state.updated_at);
-  if (state.mode == LayerMode::kSparse) reserve_bias_cache(state.bias);
+  if (state.mode == LayerMode::kSparse) {
+    state.bias.reserve(backend, options.order, shape, all_live.q_grid());
+  }
   for (std::size_t i = 0; i < streams.size(); ++i) {
     backend.gemm_o_update(state.gemms[i], joint->output(streams[i]), steps,
                           state.bias.rows(streams[i].first_token, streams[i].num_tokens), {});
@@ -178,7 +205,8 @@ void Engine::State::run_dispatch(int layer, std::span<const AttentionStream> str
   LayerState& state = layer_state(layer);
   check_same_streams(layer, state.streams, streams);
   for (std::size_t i = 0; i < streams.size(); ++i) {
-    joint->project(streams[i], rope, state.gemms[i]);
+    joint->project(streams[i], rope, state.gemms[i],
+                   state.kv_gemms.empty() ? joint->dense_plan(streams[i]) : state.kv_gemms[i]);
   }
   joint->attend(state.attention);
   for (std::size_t i = 0; i < streams.size(); ++i) {
@@ -189,55 +217,47 @@ void Engine::State::run_dispatch(int layer, std::span<const AttentionStream> str
   }
 }
 
-// Leaves the symbols of this update in `state.symbols`, those of the last one in `state.previous`.
-void Engine::State::select_symbols(int layer, LayerState& state) {
-  const int num_steps = static_cast<int>(kinds.size());
+// What the policy reads of a layer whose Q and K have just been projected.
+PolicyContext Engine::State::measure(int layer) {
   PolicyContext context{.layer = layer,
                         .num_layers = shape.num_layers,
                         .branch = branch,
                         .step = step,
-                        .num_steps = num_steps,
-                        .ramp = std::pow(static_cast<double>(step) / num_steps, options.ramp),
+                        .num_steps = static_cast<int>(kinds.size()),
+                        .ramp = ramp(),
                         .places = shape.places};
   if (const auto needs = policy->needs()) {
     joint->score(*needs, scores);
     context.scores = &scores;
   }
+  return context;
+}
+
+// The attention of an update step of a policy that skips there too.
+const AttentionPlan& Engine::State::update_plan(const PolicyContext& context) {
+  SparseSymbols symbols = all_live;
+  policy->select_update(context, symbols);
+  backend.build_attention_plan(symbols, update_attention, {});
+  counter.count_skipped_pairs(update_attention.stats.pairs - update_attention.stats.live_pairs);
+  return update_attention;
+}
+
+// Leaves the symbols of this update in `state.symbols`, those of the last one in `state.previous`.
+void Engine::State::select_symbols(const PolicyContext& context, LayerState& state) {
   std::swap(state.symbols, state.previous);
   state.symbols = all_live;
   policy->select(context, state.symbols);
-  if (state.symbols.stats().live_fraction() <= options.layer_cache) {
+  if (traits.caches_layers && state.symbols.stats().live_fraction() <= options.layer_cache) {
     state.mode = LayerMode::kLayerCache;
     state.bias = {};
   }
 }
 
-void Engine::State::build_plans(LayerState& state, std::span<const AttentionStream> streams) {
-  backend.build_attention_plan(state.symbols, state.attention, {});
-  const SparseSymbols* previous = state.has_symbols() ? &state.previous : nullptr;
-  state.streams.resize(streams.size());
-  state.gemms.resize(streams.size());
-  for (std::size_t i = 0; i < streams.size(); ++i) {
-    state.streams[i] = {streams[i].first_token, streams[i].num_tokens};
-    backend.build_gemm_plan(state.symbols, streams[i].first_token, streams[i].num_tokens, previous,
-                            state.gemms[i], {});
-  }
-}
-
-void Engine::State::reserve_bias_cache(BiasCache& bias) {
-  if (bias.order == options.order) return;
-  const Layout rows{1, all_live.q_grid().num_tokens(), shape.hidden_dim};
-  const DType term = backend.bias_cache_dtype(shape.dtype);
-  for (int o = 0; o <= options.order; ++o) bias.terms[o] = backend.allocate(term, rows);
-  bias.valid_order = backend.allocate(DType::kU8, {1, all_live.q_grid().num_blocks()});
-  bias.order = options.order;
-}
-
 // What begin_step() knows the layers will do; modules of forecast layers are asked for by the model
 // in ways that the engine does not see.
-void Engine::State::count_layers() {
+void Engine::State::count_layers(int first, int last) {
   const SymbolStats& dense = joint->dense_plan().stats;
-  for (int layer = 0; layer < shape.num_layers; ++layer) {
+  for (int layer = first; layer < last; ++layer) {
     const LayerState& state = layer_state(layer);
     switch (action(state)) {
       case LayerAction::kSparse: counter.count_dispatch_layer(state.attention.stats); break;
@@ -254,11 +274,50 @@ void Engine::State::count_layers() {
   }
 }
 
+void Engine::State::miss_reuse() {
+  reuse_undecided = false;
+  count_layers(1, shape.num_layers);
+  fall_back(-1, "the model does not show its hidden states: no step is reused");
+}
+
 void Engine::State::fall_back(int layer, const std::string& reason) {
   const std::string where = layer < 0 ? "" : "layer " + std::to_string(layer) + ": ";
   if (options.strict) FO_FAIL(kUnsupported, "engine: %s%s", where.c_str(), reason.c_str());
   const auto same = [&](const Fallback& f) { return f.layer == layer && f.reason == reason; };
   if (std::ranges::none_of(fallbacks, same)) fallbacks.push_back({layer, reason});
+}
+
+void Engine::begin_layers(ConstTensorView hidden) {
+  State& s = *state_;
+  check_hidden("begin_layers", hidden, s.shape);
+  if (!s.step_reuse.empty() && s.step >= s.options.warmup - 1) {
+    s.step_reuse[s.branch].enter(s.backend, hidden);
+  }
+}
+
+bool Engine::end_layer(int layer, TensorView hidden) {
+  State& s = *state_;
+  check_layer("end_layer", layer, s.shape.num_layers);
+  check_hidden("end_layer", hidden, s.shape);
+  if (s.step_reuse.empty() || s.step < s.options.warmup - 1) return false;
+  StepReuse& reuse = s.step_reuse[s.branch];
+  if (layer == s.shape.num_layers - 1) reuse.leave(s.backend, hidden);
+  if (layer != 0) return false;
+
+  const double change = reuse.change(s.backend, hidden);
+  s.is_reused = s.kind == StepKind::kDispatch && change <= s.traits.reuse_below * s.ramp();
+  if (s.is_reused) {
+    reuse.add_rest(s.backend, hidden);
+    s.counter.count_reused_pass();
+    for (int i = 1; i < s.shape.num_layers; ++i) {
+      s.counter.count_forecast_layer(s.joint->dense_plan().stats.pairs);
+    }
+  } else {
+    reuse.keep(s.backend, hidden);
+    if (s.reuse_undecided) s.count_layers(1, s.shape.num_layers);
+  }
+  s.reuse_undecided = false;
+  return s.is_reused;
 }
 
 bool Engine::is_layer_forecast(int layer) const {
@@ -292,6 +351,7 @@ void Engine::forecast_module(int layer, int module, TensorView out) {
 LayerAction Engine::layer_action(int layer) const {
   check_layer("layer_action", layer, state_->shape.num_layers);
   const LayerState& state = state_->layer_state(layer);
+  if (state_->is_reused && layer > 0) return LayerAction::kForecast;
   return state.last_step == state_->step ? state.last_action : state_->action(state);
 }
 

@@ -57,17 +57,16 @@ TensorView JointAttention::rows(const Tensor& tensor, const AttentionStream& str
 }
 
 void JointAttention::project(const AttentionStream& stream, const RopeTables& rope,
-                             const GemmPlan& q_plan) {
+                             const GemmPlan& q_plan, const GemmPlan& kv_plan) {
   const StreamWeights& weights = *stream.weights;
-  const GemmPlan& every_tile = dense_plan(stream);
   const ConstTensorView x = as_batch(stream.x);
   const ConstTensorView cos = rows_or_none(rope.cos, stream);
   const ConstTensorView sin = rows_or_none(rope.sin, stream);
   const NormRope q_epilogue{.norm_weight = weights.q_norm, .cos = cos, .sin = sin};
   const NormRope k_epilogue{.norm_weight = weights.k_norm, .cos = cos, .sin = sin};
   backend_.gemm_q(q_plan, x, *weights.q, weights.q_bias, q_epilogue, rows(q_, stream), {});
-  backend_.gemm_q(every_tile, x, *weights.k, weights.k_bias, k_epilogue, rows(k_, stream), {});
-  backend_.gemm_q(every_tile, x, *weights.v, weights.v_bias, {}, rows(v_, stream), {});
+  backend_.gemm_q(kv_plan, x, *weights.k, weights.k_bias, k_epilogue, rows(k_, stream), {});
+  backend_.gemm_q(kv_plan, x, *weights.v, weights.v_bias, {}, rows(v_, stream), {});
 }
 
 void JointAttention::attend(const AttentionPlan& plan) {

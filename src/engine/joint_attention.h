@@ -19,10 +19,12 @@ class JointAttention {
   const AttentionPlan& dense_plan() const { return dense_plan_; }
   const GemmPlan& dense_plan(const AttentionStream& stream);
 
-  // Q of the tiles live in `q_plan`; K and V of every token.
-  void project(const AttentionStream& stream, const RopeTables& rope, const GemmPlan& q_plan);
+  // Q of the tiles live in `q_plan`, K and V of those live in `kv_plan`.
+  void project(const AttentionStream& stream, const RopeTables& rope, const GemmPlan& q_plan,
+               const GemmPlan& kv_plan);
   void attend(const AttentionPlan& plan);
   void score(const BlockScoreOptions& options, BlockScores& scores);
+  ConstTensorView attended() const { return o_; }  // [1, seq_len, num_heads, head_dim]
   // The arguments of the output projection of `stream`.
   OutputProjection output(const AttentionStream& stream) const;
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/forecast.h"
+#include "engine/head_change.h"
 #include "flashomni/engine.h"
 
 namespace flashomni {
@@ -22,6 +23,9 @@ struct BiasCache {
   std::array<Tensor, kMaxForecastOrder + 1> terms;  // [1, seq_len, hidden_dim] f32
   Tensor valid_order;                               // u8 [1, num_q_blocks]
 
+  // Allocates unless it is of this order already.
+  void reserve(Backend& backend, int new_order, const SequenceShape& shape,
+               const BlockGrid& q_grid);
   BiasCacheView rows(int first_token, int num_tokens) const {
     BiasCacheView view;
     view.order = order;
@@ -47,9 +51,14 @@ struct LayerState {
   AttentionPlan attention;
   std::vector<TokenRange> streams;  // of the last update; `gemms` has one plan for each
   std::vector<GemmPlan> gemms;
+  std::vector<GemmPlan> kv_gemms;  // without heads that have no live block; empty: every head has
   BiasCache bias;
   std::vector<ModuleCache> modules;
+  HeadChange head_change;
 
+  // Compiles `symbols` for dispatch steps of these streams.
+  void build_plans(Backend& backend, const SparseSymbols& all_live,
+                   std::span<const AttentionStream> of_streams);
   bool has_symbols() const { return updated_at >= 0; }
   bool has_modules() const { return !modules.empty() && modules.front().is_recorded(); }
 };

@@ -16,6 +16,9 @@ class StatsCounter {
   // ... and one on a dispatch step.
   void count_dispatch_layer(const SymbolStats& symbols);
   void count_forecast_layer(std::int64_t pairs);
+  // Of a layer already counted as dense: pairs that it skips.
+  void count_skipped_pairs(std::int64_t pairs) { live_pairs_ -= static_cast<double>(pairs); }
+  void count_reused_pass() { ++steps_.reused_passes; }
   EngineStats totals(int layers_cached) const;
 
  private:

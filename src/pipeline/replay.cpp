@@ -24,12 +24,28 @@ class ReplayPolicy : public SparsityPolicy {
     for (const Fallback& fallback : run.fallbacks) {
       if (fallback.layer < 0 && limitation_.empty()) limitation_ = fallback.reason;
     }
+    made_by_ = remake(run.settings);
   }
 
   std::string_view name() const override { return name_; }
   bool is_dense() const override { return dense_; }
   std::string limitation(const BlockGrid&, std::span<const TokenPlace>) const override {
     return limitation_;
+  }
+
+  // What is not in the record is decided again: the keys that update steps skip, and which steps
+  // are reused; the same numbers give the same decisions.
+  PolicyTraits traits() const override {
+    PolicyTraits traits = made_by_ ? made_by_->traits() : PolicyTraits{};
+    traits.head_change = false;
+    return traits;
+  }
+  std::optional<BlockScoreOptions> needs() const override {
+    if (!traits().skips_on_updates) return std::nullopt;
+    return made_by_->needs();
+  }
+  void select_update(const PolicyContext& context, SparseSymbols& symbols) const override {
+    if (made_by_) made_by_->select_update(context, symbols);
   }
 
   void select(const PolicyContext& context, SparseSymbols& symbols) const override {
@@ -51,7 +67,17 @@ class ReplayPolicy : public SparsityPolicy {
   }
 
  private:
+  // nullptr if it is no built-in policy, or its options no longer are what they were.
+  static std::unique_ptr<SparsityPolicy> remake(const RunSettings& settings) {
+    try {
+      return make_policy(settings.policy, settings.policy_options);
+    } catch (const Error&) {
+      return nullptr;
+    }
+  }
+
   std::string name_, limitation_;
+  std::unique_ptr<SparsityPolicy> made_by_;
   int num_layers_, num_branches_;
   bool dense_;
   std::vector<LayerRun> layers_;

@@ -171,6 +171,7 @@ void RunReader::read_result(const Json& json) {
   read_count(json, where, "update_steps", 0, stats.update_steps);
   read_count(json, where, "dispatch_steps", 0, stats.dispatch_steps);
   read_count(json, where, "layers_cached", 0, stats.layers_cached);
+  read_count(json, where, "reused_passes", 0, stats.reused_passes);
   read_value(json, where, "cached_fraction", stats.cached_fraction);
   read_value(json, where, "skipped_fraction", stats.skipped_fraction);
   read_value(json, where, "attention_sparsity", stats.attention_sparsity);

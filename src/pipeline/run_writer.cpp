@@ -64,6 +64,7 @@ Json result_json(const RunRecord& run) {
           {"skipped_fraction", stats.skipped_fraction},
           {"attention_sparsity", stats.attention_sparsity},
           {"layers_cached", stats.layers_cached},
+          {"reused_passes", stats.reused_passes},
           {"seconds_total", run.seconds_total},
           {"seconds_denoise", run.seconds_denoise},
           {"macs_total", run.macs_total},

@@ -32,6 +32,17 @@ class Composition : public SparsityPolicy {
     skip_->select(context, symbols);
   }
 
+  void select_update(const PolicyContext& context, SparseSymbols& symbols) const override {
+    if (traits().skips_on_updates) skip_->select(context, symbols);
+  }
+
+  // Where nothing is left to skip on dispatch steps, updates are what can be made cheaper.
+  PolicyTraits traits() const override {
+    PolicyTraits traits = cache_->traits();
+    traits.skips_on_updates = traits.caches_all;
+    return traits;
+  }
+
   std::string limitation(const BlockGrid& q_grid,
                          std::span<const TokenPlace> places) const override {
     const std::string of_skip = skip_->limitation(q_grid, places);

@@ -22,7 +22,15 @@ PolicyPtr make_radial(const OptionReader& options);
 PolicyPtr make_arrow_window(const OptionReader& options);
 
 PolicyPtr make_guidance(const OptionReader& options);
+PolicyPtr make_taylorseer(const OptionReader& options);
+PolicyPtr make_fora(const OptionReader& options);
 PolicyPtr make_layer_cache(const OptionReader& options);
+PolicyPtr make_pab(const OptionReader& options);
+PolicyPtr make_head_share(const OptionReader& options);
+PolicyPtr make_first_block(const OptionReader& options);
+
+// Caches every block of every head, text included.
+void cache_everything(SparseSymbols& symbols);
 
 // Caches with `cache` and skips with `skip` in the query blocks that stay live.
 PolicyPtr compose(std::string_view name, PolicyPtr skip, PolicyPtr cache);

@@ -62,9 +62,11 @@ class EngineOn : public testing::TestWithParam<std::string> {
     }
   }
 
-  void expect_oracle(const EngineOptions& options, const MaskScript& script, int num_steps) {
-    Engine engine(*backend_, options, std::make_unique<ScriptedPolicy>(script));
-    const Oracle oracle(script, options.order, options.interval, options.forecast);
+  void expect_oracle(const EngineOptions& options, const MaskScript& script, int num_steps,
+                     const PolicyTraits& traits = {}) {
+    Engine engine(*backend_, options, std::make_unique<ScriptedPolicy>(script, traits));
+    const Oracle oracle(script, std::min(options.order, traits.max_order), options.interval,
+                        options.forecast);
     std::vector<int> updates;
     generate(engine, num_steps, [&](int step, int branch, int layer, const Tensor& out) {
       const StepKind kind = engine.step_kind(step);
@@ -129,6 +131,59 @@ TEST_P(EngineOn, CachesTextRowsWhereAPolicySaysSo) {
         return masks;
       },
       8);
+}
+
+// Keys and values of such a head are not even projected.
+TEST_P(EngineOn, CachesHeadsWhole) {
+  expect_oracle(
+      toy_options(),
+      [](int layer, int branch, int step) {
+        Masks masks = random_masks(layer, branch, step);
+        std::ranges::fill(masks.cache[layer], false);
+        return masks;
+      },
+      8);
+}
+
+TEST_P(EngineOn, CachesAllAttentionButNoLayer) {
+  expect_oracle(toy_options(), nothing_live, 8, {.caches_layers = false});
+  expect_oracle(toy_options(), nothing_live, 8, {.caches_layers = false, .max_order = 0});
+}
+
+TEST_P(EngineOn, ForecastsNoHigherThanThePolicyWants) {
+  expect_oracle(toy_options(), random_masks, 9, {.max_order = 1});
+  expect_oracle(toy_options(), nothing_live, 9, {.max_order = 0});
+}
+
+Masks skip_only(int layer, int branch, int step) {
+  Masks masks = random_masks(layer, branch, step);
+  for (auto& head : masks.cache) std::ranges::fill(head, true);
+  return masks;
+}
+
+// Of layers in whole-layer caching (layer 0) and of others.
+TEST_P(EngineOn, SkipsOnUpdatesWhereThePolicyDoes) {
+  const auto script = [](int layer, int branch, int step) {
+    return layer == 0 ? Masks{} : random_masks(layer, branch, step);
+  };
+  EngineOptions options = toy_options();
+  options.order = 0;
+  Engine engine(
+      *backend_, options,
+      std::make_unique<ScriptedPolicy>(script, PolicyTraits{.skips_on_updates = true}, skip_only));
+  const Oracle oracle(skip_only, 0, options.interval, options.forecast);
+  Matrix of_update[2];
+  generate(engine, 9, [&](int step, int branch, int layer, const Tensor& out) {
+    const int same_step[] = {step};
+    const StepKind kind = engine.step_kind(step);
+    if (kind == StepKind::kDispatch && layer == 1) return;
+    Matrix expected = of_update[branch];  // a forecast of order 0
+    if (kind == StepKind::kDense) expected = oracle.dense(layer, step, branch);
+    if (kind == StepKind::kUpdate) expected = oracle.dispatch(layer, step, branch, same_step);
+    if (kind == StepKind::kUpdate && layer == 0) of_update[branch] = expected;
+    EXPECT_LE(max_difference(out, expected), kTolerance) << step << " " << branch << " " << layer;
+  });
+  EXPECT_GT(engine.stats().attention_sparsity, 0);
 }
 
 TEST_P(EngineOn, IsBitIdenticalToDenseAtThresholdsOfZero) {

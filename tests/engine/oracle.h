@@ -42,10 +42,20 @@ inline Masks random_masks(int layer, int branch, int step) {
 
 class ScriptedPolicy : public SparsityPolicy {
  public:
-  explicit ScriptedPolicy(MaskScript script) : script_(std::move(script)) {}
+  explicit ScriptedPolicy(MaskScript script, PolicyTraits traits = {},
+                          MaskScript update_script = nullptr)
+      : script_(std::move(script)), traits_(traits), update_script_(std::move(update_script)) {}
   std::string_view name() const override { return "scripted"; }
   void select(const PolicyContext& context, SparseSymbols& symbols) const override {
-    const Masks masks = script_(context.layer, context.branch, context.step);
+    apply(script_(context.layer, context.branch, context.step), symbols);
+  }
+  void select_update(const PolicyContext& context, SparseSymbols& symbols) const override {
+    apply(update_script_(context.layer, context.branch, context.step), symbols);
+  }
+  PolicyTraits traits() const override { return traits_; }
+
+ private:
+  static void apply(const Masks& masks, SparseSymbols& symbols) {
     for (int h = 0; h < kHeads; ++h) {
       for (int i = 0; i < kBlocks; ++i) {
         if (!masks.cache[h][i]) symbols.cache(0, h, i);
@@ -56,8 +66,9 @@ class ScriptedPolicy : public SparsityPolicy {
     }
   }
 
- private:
   MaskScript script_;
+  PolicyTraits traits_;
+  MaskScript update_script_;
 };
 
 class Oracle {

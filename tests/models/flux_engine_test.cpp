@@ -144,6 +144,50 @@ TEST_P(FluxEngine, ThresholdsOfZeroGiveTheBitsOfTheDenseEngine) {
   EXPECT_NE(generate(*model_, sparse, kSteps), expected) << "the comparison compares";
 }
 
+TEST_P(FluxEngine, EveryPolicyGivesTheBitsOfTheDenseEngineWhereItLeavesNothingOut) {
+  const std::pair<const char*, PolicyOptions> settings[] = {
+      {"spargeattn", {{"cdf", "1"}}},
+      {"topk", {{"keep", "1"}}},
+      {"streaming", {{"window-blocks", "99"}}},
+      {"sliding-tile", {{"tile-window", "99x99"}}},
+      {"arrow-window", {{"band", "2"}}},
+      {"guidance", {{"tau-q", "0"}}},
+      {"pab", {{"broadcast-to", "0"}}},
+      {"head-share", {{"head-change", "0"}}},
+      {"first-block", {{"reuse-below", "0"}}},
+      {"topk+pab", {{"keep", "1"}, {"broadcast-to", "0"}}},
+      {"arrow-window+first-block", {{"band", "2"}, {"reuse-below", "0"}}}};
+  const Velocities expected = dense();
+  for (const auto& [name, values] : settings) {
+    Engine engine(*backend_, options(1), make_policy(name, values));
+    EXPECT_EQ(generate(*model_, engine, kSteps), expected) << name;
+    EXPECT_EQ(engine.stats().attention_sparsity, 0) << name;
+    EXPECT_GT(engine.stats().dispatch_steps, 0) << name;
+  }
+}
+
+// Of an input that does not change nothing is lost by using what was computed before.
+TEST_P(FluxEngine, ReusingStepsAttentionsAndHeadsOfAFrozenInputChangesRoundingOnly) {
+  const Velocities expected = dense(Motion::kFrozen);
+  const std::pair<const char*, PolicyOptions> settings[] = {
+      {"first-block", {}},
+      {"pab", {{"broadcast-from", "0"}, {"broadcast-to", "1"}}},
+      {"head-share", {{"head-change", "1e-6"}}}};
+  for (const auto& [name, values] : settings) {
+    Engine engine(*backend_, options(1), make_policy(name, values));
+    const Velocities cached = generate(*model_, engine, kSteps, Motion::kFrozen);
+    const float tolerance = GetParam().dtype == DType::kF32 ? 1e-5f : 2e-2f;
+    EXPECT_LE(largest_difference(cached, expected), tolerance) << name;
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.reused_passes, std::string(name) == "first-block" ? 6 * kBranches : 0);
+    EXPECT_GT(stats.attention_sparsity, .2) << name;
+    if (stats.reused_passes > 0) {
+      EXPECT_DOUBLE_EQ(stats.attention_sparsity, 6.0 / kSteps * (kLayers - 1) / kLayers);
+    }
+    EXPECT_TRUE(engine.fallbacks().empty());
+  }
+}
+
 // The forecast of something that does not change is what was recorded, to the bit: a module that
 // took another's place, gate or rows would show.
 TEST_P(FluxEngine, WholeLayerCachingOfAFrozenInputGivesTheBitsOfTheDenseEngine) {
@@ -229,7 +273,10 @@ class FluxAllocations : public FluxEngine {
 TEST_P(FluxAllocations, AreNoneOnADispatchStep) {
   Engine sparse(*backend_, options(2), flashomni_policy("0.6", "0.3"));
   Engine layer_cache(*backend_, options(2), make_policy("layer-cache", {}));
-  for (Engine* engine : {&sparse, &layer_cache}) {
+  Engine pab(*backend_, options(2), make_policy("pab", {}));
+  Engine head_share(*backend_, options(2), make_policy("head-share", {{"head-change", "9"}}));
+  Engine first_block(*backend_, options(2), make_policy("first-block", {{"reuse-below", ".2"}}));
+  for (Engine* engine : {&sparse, &layer_cache, &pab, &head_share, &first_block}) {
     const auto [dense_count, update_count, dispatch_count] = count(*engine);
     EXPECT_GT(update_count, 0) << "the count counts";
     EXPECT_EQ(dispatch_count, 0) << engine->policy().name();

@@ -174,6 +174,7 @@ TEST_P(Replay, RepeatsThePictureBitForBitWithAnyNumberOfThreads) {
     Pipeline pipeline = load(2);
     run = record(pipeline, make_policy(GetParam().policy, GetParam().options), options);
   }
+  run.settings.policy_options = GetParam().options;
   const fs::path path = fs::path(testing::TempDir()) / "replayed_run";
   write_run(path, run);
   const RunRecord read = read_run(path);
@@ -186,6 +187,7 @@ TEST_P(Replay, RepeatsThePictureBitForBitWithAnyNumberOfThreads) {
     EXPECT_THAT(run_differences(read, again), IsEmpty()) << threads;
     EXPECT_EQ(again.settings.policy, GetParam().policy);
     EXPECT_EQ(again.sparsity.layers_cached, run.sparsity.layers_cached);
+    EXPECT_EQ(again.sparsity.reused_passes, run.sparsity.reused_passes);
   }
 }
 
@@ -195,6 +197,10 @@ INSTANTIATE_TEST_SUITE_P(
                     ReplayCase{"Both", 0, "flashomni", {{"tau-q", "0.6"}, {"tau-kv", "0.2"}}},
                     ReplayCase{"SomeLayersWhole", 0.6, "flashomni", {{"tau-q", "0.6"}}},
                     ReplayCase{"EveryLayerWhole", 0, "layer-cache", {}},
+                    ReplayCase{"UpdatesThatSkip", 0, "topk+fora", {{"keep", "0.4"}}},
+                    ReplayCase{"AllAttention", 0, "pab", {}},
+                    ReplayCase{"Heads", 0, "head-share", {{"head-change", "0.2"}}},
+                    ReplayCase{"Steps", 0, "first-block", {{"reuse-below", "0.5"}}},
                     ReplayCase{"Dense", 0, "dense", {}}),
     [](const auto& info) { return info.param.name; });
 

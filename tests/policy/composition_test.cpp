@@ -32,9 +32,16 @@ struct Case {
     scores.q_similarity.assign(2 * 9, .9f);
     scores.k_similarity.assign(2 * 9, .9f);
   }
+  PolicyContext context() const {
+    return {.step = 10,
+            .num_steps = 20,
+            .scores = &scores,
+            .places = places,
+            .head_change = head_change};
+  }
   SparseSymbols select(const std::string& name, const PolicyOptions& options = {}) const {
     SparseSymbols symbols(grid, grid, 2);
-    make_policy(name, options)->select({.scores = &scores, .places = places}, symbols);
+    make_policy(name, options)->select(context(), symbols);
     return symbols;
   }
 };
@@ -57,6 +64,25 @@ TEST(Composition, CachesAsOneAndSkipsAsTheOther) {
       }
       EXPECT_EQ(make_policy(skip + "+" + cache, {})->name(), skip + "+" + cache);
     }
+  }
+}
+
+// Where the caching policy leaves nothing live, updates are what can be skipped in.
+TEST(Composition, SkipsOnUpdatesWhereNothingElseIsLive) {
+  const Case c;
+  for (const std::string& name : names_of(PolicyKind::kCache)) {
+    const auto policy = make_policy("topk+" + name, {});
+    const PolicyTraits of_cache = make_policy(name, {})->traits();
+    const bool all =
+        name == "taylorseer" || name == "fora" || name == "layer-cache" || name == "pab";
+    EXPECT_EQ(policy->traits().skips_on_updates, all) << name;
+    EXPECT_EQ(policy->traits().caches_layers, of_cache.caches_layers) << name;
+    EXPECT_EQ(policy->traits().max_order, of_cache.max_order) << name;
+    EXPECT_EQ(policy->traits().head_change, of_cache.head_change) << name;
+    EXPECT_EQ(policy->traits().reuse_below, of_cache.reuse_below) << name;
+    SparseSymbols symbols(c.grid, c.grid, 2);
+    policy->select_update(c.context(), symbols);
+    EXPECT_EQ(symbols, all ? c.select("topk") : SparseSymbols(c.grid, c.grid, 2)) << name;
   }
 }
 

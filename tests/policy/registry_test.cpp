@@ -69,12 +69,56 @@ TEST(Policies, DenseLeavesSymbolsAsTheyAre) {
   EXPECT_EQ(symbols, small_symbols(TextPosition::kFirst));
 }
 
-TEST(Policies, LayerCacheLeavesNothingLive) {
-  const auto policy = make_policy("layer-cache", {});
-  EXPECT_FALSE(policy->is_dense());
+TEST(Policies, WholeLayerCachingLeavesNothingLive) {
+  for (const char* name : {"taylorseer", "fora", "layer-cache"}) {
+    const auto policy = make_policy(name, {});
+    EXPECT_FALSE(policy->is_dense());
+    SparseSymbols symbols = small_symbols(TextPosition::kFirst);
+    policy->select({}, symbols);
+    EXPECT_EQ(symbols.stats().live_fraction(), 0) << name;
+    EXPECT_TRUE(policy->traits().caches_layers) << name;
+    EXPECT_EQ(policy->traits().max_order, std::string(name) == "fora" ? 0 : kMaxForecastOrder);
+  }
+}
+
+TEST(Pab, BroadcastsAllAttentionBetweenTwoSharesOfTheSteps) {
+  const auto policy = make_policy("pab", {{"broadcast-from", ".25"}, {"broadcast-to", ".75"}});
+  for (int step = 0; step < 8; ++step) {
+    SparseSymbols symbols = small_symbols(TextPosition::kFirst);
+    policy->select({.step = step, .num_steps = 8}, symbols);
+    EXPECT_EQ(symbols.stats().live_fraction(), step >= 2 && step < 6 ? 0 : 1) << step;
+  }
+  EXPECT_FALSE(policy->traits().caches_layers);
+  EXPECT_EQ(policy->traits().max_order, 0);
+}
+
+TEST(HeadShare, CachesHeadsThatMovedLittle) {
+  const auto policy = make_policy("head-share", {{"head-change", ".2"}});
+  const std::vector<float> change = {.15f, .05f};
+  for (const double ramp : {1.0, .5, .1}) {
+    SparseSymbols symbols = small_symbols(TextPosition::kFirst);
+    policy->select({.ramp = ramp, .head_change = change}, symbols);
+    for (int head = 0; head < 2; ++head) {
+      for (int i = 0; i < symbols.q_grid().num_blocks(); ++i) {
+        EXPECT_EQ(symbols.is_live(0, head, i), !(change[head] < .2 * ramp)) << head << ramp;
+      }
+    }
+  }
+  SparseSymbols first = small_symbols(TextPosition::kFirst);
+  policy->select({}, first);
+  EXPECT_EQ(first, small_symbols(TextPosition::kFirst)) << "nothing is known at the first update";
+  EXPECT_TRUE(policy->traits().head_change);
+  EXPECT_FALSE(make_policy("head-share", {{"head-change", "0"}})->traits().head_change);
+}
+
+TEST(FirstBlock, AsksTheEngineToReuseSteps) {
+  const auto policy = make_policy("first-block", {{"reuse-below", ".25"}});
+  EXPECT_EQ(policy->traits().reuse_below, .25);
   SparseSymbols symbols = small_symbols(TextPosition::kFirst);
   policy->select({}, symbols);
-  EXPECT_EQ(symbols.stats().live_fraction(), 0);
+  EXPECT_EQ(symbols, small_symbols(TextPosition::kFirst));
+  EXPECT_EQ(make_error("first-block", {{"reuse-below", "-1"}}),
+            "policy first-block: reuse-below is \"-1\", must be a number from 0 to 1e+06");
 }
 
 TEST(FlashOmniPolicy, AsksForWhatItsOptionsNeed) {

@@ -26,6 +26,7 @@ struct FluxTransformer::Impl {
 
   void allocate(int text_tokens, int image_tokens);
   void check_input(const FluxInput& input, TensorView out) const;
+  void run_layers(Engine& engine);
   void observe(const char* kind, int index, const char* part, ConstTensorView value) const;
 };
 
@@ -125,6 +126,25 @@ void FluxTransformer::Impl::observe(const char* kind, int index, const char* par
   if (observer) observer(std::string(kind) + "." + std::to_string(index) + part, value);
 }
 
+// Reused layers are told of like those that ran.
+void FluxTransformer::Impl::run_layers(Engine& engine) {
+  engine.begin_layers(buffers.hidden);
+  bool reused = false;
+  for (int layer = 0; layer < config.total_layers(); ++layer) {
+    const int single = layer - config.num_layers;
+    if (!reused && single < 0) {
+      flux::run_double_block(engine, layer, weights.double_blocks[layer], buffers);
+      observe("double", layer, ".txt", buffers.text(buffers.hidden));
+      observe("double", layer, ".img", buffers.image(buffers.hidden));
+    } else if (!reused) {
+      flux::run_single_block(engine, layer, weights.single_blocks[single], buffers);
+      observe("single", single, "", buffers.hidden);
+    }
+    reused = reused || engine.end_layer(layer, buffers.hidden);
+    if (layer_callback) layer_callback(layer);
+  }
+}
+
 void FluxTransformer::forward(Engine& engine, const FluxInput& input, TensorView out) {
   Impl& m = *impl_;
   m.check_input(input, out);
@@ -140,17 +160,7 @@ void FluxTransformer::forward(Engine& engine, const FluxInput& input, TensorView
   embed(input.text, weights.text_embedder, buffers.text(buffers.hidden));
   embed(input.latents, weights.latent_embedder, buffers.image(buffers.hidden));
 
-  for (int i = 0; i < m.config.num_layers; ++i) {
-    flux::run_double_block(engine, i, weights.double_blocks[i], buffers);
-    m.observe("double", i, ".txt", buffers.text(buffers.hidden));
-    m.observe("double", i, ".img", buffers.image(buffers.hidden));
-    if (m.layer_callback) m.layer_callback(i);
-  }
-  for (int i = 0; i < m.config.num_single_layers; ++i) {
-    flux::run_single_block(engine, m.config.num_layers + i, weights.single_blocks[i], buffers);
-    m.observe("single", i, "", buffers.hidden);
-    if (m.layer_callback) m.layer_callback(m.config.num_layers + i);
-  }
+  m.run_layers(engine);
 
   const Tensor& modulation = buffers.modulation[0];
   const index_t dim = m.config.hidden_dim();
