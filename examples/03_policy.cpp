@@ -4,7 +4,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <random>
 
 #include "flashomni/backend.h"
@@ -19,25 +18,18 @@ class TopBlocks : public SparsityPolicy {
   std::string_view name() const override { return "top-blocks"; }
   std::optional<BlockScoreOptions> needs() const override { return BlockScoreOptions{}; }
   void select(const PolicyContext& context, SparseSymbols& symbols) const override {
-    for (int head = 0; head < symbols.num_heads(); ++head) {
-      for (int q_block = 0; q_block < symbols.q_grid().num_blocks(); ++q_block) {
-        if (!symbols.q_grid().is_text(0, q_block)) keep_largest(context, head, q_block, symbols);
+    const BlockGrid &q_grid = symbols.q_grid(), &kv_grid = symbols.kv_grid();
+    for (int row = 0; row < symbols.num_heads() * q_grid.num_blocks(); ++row) {
+      const int head = row / q_grid.num_blocks(), q_block = row % q_grid.num_blocks();
+      const auto logits = context.scores->logits_row(0, head, q_block);
+      for (int j = 0; j < kv_grid.num_blocks() && !q_grid.is_text(0, q_block); ++j) {
+        const auto larger = std::ranges::count_if(logits, [&](float l) { return l > logits[j]; });
+        if (larger >= keep_ && !kv_grid.is_text(0, j)) symbols.skip(0, head, q_block, j);
       }
     }
   }
 
  private:
-  void keep_largest(const PolicyContext& context, int head, int q_block,
-                    SparseSymbols& symbols) const {
-    const auto logits = context.scores->logits_row(0, head, q_block);
-    std::vector<float> sorted(logits.begin(), logits.end());
-    std::ranges::sort(sorted, std::greater());
-    const float threshold = sorted[std::min<std::size_t>(keep_, sorted.size()) - 1];
-    for (int kv_block = 0; kv_block < symbols.kv_grid().num_blocks(); ++kv_block) {
-      const bool keep = logits[kv_block] >= threshold || symbols.kv_grid().is_text(0, kv_block);
-      if (!keep) symbols.skip(0, head, q_block, kv_block);
-    }
-  }
   int keep_;
 };
 

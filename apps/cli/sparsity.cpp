@@ -28,6 +28,7 @@ constexpr EngineOption kEngineOptions[] = {
     {"ramp", "p: thresholds are multiplied by (step / steps)^p"},
     {"forecast", "taylor or newton"},
     {"block", "tokens a symbol covers"},
+    {"token-order", "of the image: raster, or tile (a block is a tile of the picture)"},
 };
 
 bool is_engine_option(const std::string& name) {
@@ -119,6 +120,11 @@ EngineOptions read_engine_options(const Values& values) {
   read_number(values, "ramp", engine.ramp);
   read_number(values, "block", engine.block_q);
   engine.block_kv = engine.block_q;
+  const auto order = values.find("token-order");
+  if (order != values.end() && order->second != "raster" && order->second != "tile") {
+    throw UsageError("--token-order: '" + order->second + "' is not raster or tile");
+  }
+  if (order != values.end() && order->second == "tile") engine.token_order = TokenOrder::kTile;
   const auto forecast = values.find("forecast");
   if (forecast == values.end() || forecast->second == "taylor") return engine;
   if (forecast->second != "newton") {
@@ -245,6 +251,7 @@ std::string describe_options(const Sparsity& sparsity) {
        << engine.order << ", layer-cache " << engine.layer_cache << ", ramp " << engine.ramp
        << ", block " << engine.block_q;
   if (engine.forecast == ForecastKind::kNewton) text << ", forecast newton";
+  if (engine.token_order == TokenOrder::kTile) text << ", token order tile";
   for (const auto& [name, value] : sparsity.policy_options) text << ", " << name << " " << value;
   return text.str();
 }

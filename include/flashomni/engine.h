@@ -43,6 +43,7 @@ struct EngineOptions {
   double ramp = 0;         // p: thresholds are multiplied by (step / num_steps)^p
   ForecastKind forecast = ForecastKind::kTaylor;
   int block_q = 64, block_kv = 64;
+  TokenOrder token_order = TokenOrder::kRaster;  // of the image; a tile holds block_q tokens
   bool strict = false;  // fallbacks throw kUnsupported instead of being noted
 };
 

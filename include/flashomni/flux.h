@@ -34,7 +34,7 @@ struct FluxConfig {
 
 // The inputs of one forward pass of one sample.
 struct FluxInput {
-  ConstTensorView latents;  // [image_tokens, in_channels] f32
+  ConstTensorView latents;  // [image_tokens, in_channels] f32, in the order of Engine::places()
   ConstTensorView text;     // [text_tokens, joint_attention_dim] f32
   ConstTensorView pooled;   // [pooled_projection_dim] f32
   float timestep = 0;       // in [0, 1], 1 = noise; multiplied by 1000 inside
@@ -60,11 +60,12 @@ class FluxTransformer {
 
   const FluxConfig& config() const;
   // Prepares buffers, rotary tables (text ids 0, image ids (0, y, x)) and `engine` for a
-  // generation of grid_height x grid_width image tokens after text_tokens text tokens.
+  // generation of grid_height x grid_width image tokens, in the engine's token order, after
+  // text_tokens text tokens.
   void begin(Engine& engine, int text_tokens, int grid_height, int grid_width, int num_steps,
              int num_branches);
-  // Predicts the velocity: out [image_tokens, out_channels] f32. The caller has called
-  // engine.begin_step(). Allocates nothing.
+  // Predicts the velocity: out [image_tokens, out_channels] f32, in the order of the latents. The
+  // caller has called engine.begin_step(). Allocates nothing.
   void forward(Engine& engine, const FluxInput& input, TensorView out);
   void set_observer(FluxObserver observer);
   void set_layer_callback(LayerCallback callback);

@@ -76,6 +76,9 @@ void bind_options(nb::module_& module) {
   nb::enum_<ForecastKind>(module, "ForecastKind")
       .value("taylor", ForecastKind::kTaylor)
       .value("newton", ForecastKind::kNewton);
+  nb::enum_<TokenOrder>(module, "TokenOrder")
+      .value("raster", TokenOrder::kRaster)
+      .value("tile", TokenOrder::kTile);
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
       .def_rw("warmup", &EngineOptions::warmup)
@@ -86,6 +89,7 @@ void bind_options(nb::module_& module) {
       .def_rw("forecast", &EngineOptions::forecast)
       .def_rw("block_q", &EngineOptions::block_q)
       .def_rw("block_kv", &EngineOptions::block_kv)
+      .def_rw("token_order", &EngineOptions::token_order)
       .def_rw("strict", &EngineOptions::strict);
 }
 

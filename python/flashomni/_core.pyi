@@ -233,6 +233,11 @@ class ForecastKind(enum.Enum):
 
     newton = 1
 
+class TokenOrder(enum.Enum):
+    raster = 0
+
+    tile = 1
+
 class EngineOptions:
     def __init__(self) -> None: ...
 
@@ -283,6 +288,12 @@ class EngineOptions:
 
     @block_kv.setter
     def block_kv(self, arg: int, /) -> None: ...
+
+    @property
+    def token_order(self) -> TokenOrder: ...
+
+    @token_order.setter
+    def token_order(self, arg: TokenOrder, /) -> None: ...
 
     @property
     def strict(self) -> bool: ...

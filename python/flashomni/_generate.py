@@ -17,7 +17,9 @@ from ._backend import backends
 Progress = Callable[[int, int, str, float], Any]
 
 _PRESETS = pathlib.Path(__file__).parent / "presets"
-_ENGINE_OPTIONS = ("warmup", "interval", "order", "layer_cache", "ramp", "forecast", "block")
+_ENGINE_OPTIONS = (
+    "warmup", "interval", "order", "layer_cache", "ramp", "forecast", "block", "token_order",
+)
 _MODEL = pathlib.Path("models/flux-mini")
 
 
@@ -105,6 +107,10 @@ def _engine_options(values: dict[str, Any], strict: bool) -> _core.EngineOptions
     if forecast not in ("taylor", "newton"):
         raise ValueError(f"generate: forecast is {forecast!r}, allowed are taylor and newton")
     engine.forecast = getattr(_core.ForecastKind, forecast)
+    token_order = values.get("token_order") or "raster"
+    if token_order not in ("raster", "tile"):
+        raise ValueError(f"generate: token_order is {token_order!r}, allowed are raster and tile")
+    engine.token_order = getattr(_core.TokenOrder, token_order)
     return engine
 
 
@@ -159,7 +165,7 @@ class Pipeline:
                     the generation
         options     single options over those of the preset, spelled with underscores:
                     sparsity_policy, warmup, interval, order, layer_cache, ramp, forecast, block,
-                    and those of the policy, such as tau_q and tau_kv
+                    token_order, and those of the policy, such as tau_q and tau_kv
         The summary has the fields of `flashomni generate --json`. Raises ValueError for a size,
         preset or option that is not allowed.
         """

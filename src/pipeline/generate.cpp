@@ -26,6 +26,10 @@ double seconds_since(Clock::time_point start) {
 struct Pipeline::Impl::Run {
   Run(Impl& pipeline, const GenerateRequest& request, Engine& engine);
   void start(ConstTensorView noise);
+  void fill_noise(ConstTensorView noise);
+  // Moves the rows of x between raster order and the sequence's, which is undone at the end.
+  void order_tokens();
+  void restore_raster();
   void step(int step);
   void predict(int step, int branch);
   void record_into(RunRecord& record);
@@ -68,6 +72,30 @@ Pipeline::Impl::Run::Run(Impl& pipeline, const GenerateRequest& request, Engine&
 }
 
 void Pipeline::Impl::Run::start(ConstTensorView noise) {
+  fill_noise(noise);
+  order_tokens();
+}
+
+void Pipeline::Impl::Run::order_tokens() {
+  const Tensor raster = x.clone();
+  float* row = x.as<float>();
+  for (const TokenPlace& place : engine.places()) {
+    const index_t from = index_t{place.row} * grid_width + place.column;
+    row = std::copy_n(raster.as<float>() + from * x.size(1), x.size(1), row);
+  }
+}
+
+void Pipeline::Impl::Run::restore_raster() {
+  const Tensor ordered = x.clone();
+  const float* row = ordered.as<float>();
+  for (const TokenPlace& place : engine.places()) {
+    const index_t to = index_t{place.row} * grid_width + place.column;
+    std::copy_n(row, x.size(1), x.as<float>() + to * x.size(1));
+    row += x.size(1);
+  }
+}
+
+void Pipeline::Impl::Run::fill_noise(ConstTensorView noise) {
   const std::span<float> values(x.as<float>(), static_cast<std::size_t>(x.num_elements()));
   if (!noise) return fill_normal(request.seed, values);
   FO_CHECK(noise.dtype == DType::kF32 && noise.layout.is_contiguous() && noise.rank() == 2 &&
@@ -223,6 +251,7 @@ GenerateResult Pipeline::generate(const GenerateRequest& request, Engine& engine
   }
   result.seconds_denoise = seconds_since(denoise);
   impl_->report_costs(result);
+  run.restore_raster();
   result.picture = run.picture();
   result.latents = std::move(run.x);
   result.sparsity = engine.stats();

@@ -136,6 +136,8 @@ void compare_settings(const RunSettings& recorded, const RunSettings& now,
   differences.compare("ramp", was.ramp, is.ramp);
   differences.compare("block_q", was.block_q, is.block_q);
   differences.compare("block_kv", was.block_kv, is.block_kv);
+  differences.compare("the token order", std::string(token_order_name(was.token_order)),
+                      std::string(token_order_name(is.token_order)));
   const auto newton = [](ForecastKind kind) { return kind == ForecastKind::kNewton; };
   differences.compare("forecast newton", newton(was.forecast), newton(is.forecast));
   for (const auto& [name, value] : now.policy_options) {

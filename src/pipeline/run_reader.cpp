@@ -133,6 +133,12 @@ void RunReader::read_engine(const Json& json) {
     malformed("settings.engine.forecast is \"" + forecast + "\", must be taylor or newton");
   }
   engine.forecast = forecast == "newton" ? ForecastKind::kNewton : ForecastKind::kTaylor;
+  std::string order;
+  read_value(json, where, "token_order", order);
+  if (order != "raster" && order != "tile") {
+    malformed("settings.engine.token_order is \"" + order + "\", must be raster or tile");
+  }
+  engine.token_order = order == "tile" ? TokenOrder::kTile : TokenOrder::kRaster;
 }
 
 void RunReader::read_sequence(const Json& json) {

@@ -32,6 +32,7 @@ Json settings_json(const RunSettings& settings) {
             {"forecast", engine.forecast == ForecastKind::kNewton ? "newton" : "taylor"},
             {"block_q", engine.block_q},
             {"block_kv", engine.block_kv},
+            {"token_order", token_order_name(engine.token_order)},
             {"strict", engine.strict}}}};
 }
 

@@ -95,8 +95,9 @@ TEST_P(FluxGolden, EveryBlockOfAForwardPass) {
 
 TEST_P(FluxGolden, RopeTables) {
   const FluxConfig config = FluxConfig::from_json(directory_.path() / "config.json");
-  const flux::RopeTensors tables =
-      flux::make_rope_tables(kTextTokens, kGridHeight, kGridWidth, config.axes_dims_rope);
+  const flux::RopeTensors tables = flux::make_rope_tables(
+      kTextTokens, place_tokens({1, kGridHeight, kGridWidth}, TokenOrder::kRaster, 1),
+      config.axes_dims_rope);
   // diffusers repeats each angle for both channels of a pair.
   const ConstTensorView cos = golden_.tensor("out.rope_cos"), sin = golden_.tensor("out.rope_sin");
   ASSERT_EQ(cos.layout.num_elements(), 2 * tables.cos.num_elements());

@@ -81,6 +81,25 @@ TEST(Generate, MeetsTheRecordedPictureInF32) {
   }
 }
 
+// RoPE follows its token, so only the order of sums is left. Tiles of 8 x 8 fill the first picture
+// (16 x 16 tokens), not the second (10 x 18), where some are cut short.
+TEST(Generate, InTilesDiffersFromRasterByRoundingOnly) {
+  Pipeline pipeline = load();
+  for (const auto& [height, width] : {std::pair(64, 64), std::pair(40, 72)}) {
+    GenerateRequest request = small_request(3);
+    request.height = height;
+    request.width = width;
+    const GenerateResult raster = generate_dense(pipeline, request);
+    EngineOptions options;
+    options.token_order = TokenOrder::kTile;
+    Engine engine(pipeline.backend(), options, make_policy("dense", {}));
+    const GenerateResult tiles = pipeline.generate(request, engine);
+    EXPECT_EQ(engine.places()[9], (TokenPlace{0, 1, 1}));
+    EXPECT_LE(test::max_difference(values_of(tiles.latents), values_of(raster.latents)),
+              kLatentTolerance);
+  }
+}
+
 TEST(Generate, MeetsTheRecordedPictureInBF16) {
   Pipeline pipeline = load(DType::kBF16);
   const GenerateResult result = generate_dense(pipeline, request_of(kPenguin));

@@ -125,6 +125,7 @@ TEST(Record, ChangesNothingOfTheGeneration) {
 TEST_F(RunFile, IsReadBackWhole) {
   RunRecord run = sample();
   run.settings.preset = "balanced";
+  run.settings.engine.token_order = TokenOrder::kTile;
   run.settings.policy_options = {{"tau-q", "0.6"}};
   run.fallbacks = {{3, "why"}};
   run.warnings = {"an unknown word"};
@@ -182,8 +183,9 @@ TEST_P(Replay, RepeatsThePictureBitForBitWithAnyNumberOfThreads) {
   for (const int threads : {1, 2}) {
     Pipeline pipeline = load(threads);
     check_replay(read, pipeline, read.request);
-    const RunRecord again =
+    RunRecord again =
         record(pipeline, make_replay_policy(read), read.settings.engine, read.request);
+    again.settings.policy_options = GetParam().options;
     EXPECT_THAT(run_differences(read, again), IsEmpty()) << threads;
     EXPECT_EQ(again.settings.policy, GetParam().policy);
     EXPECT_EQ(again.sparsity.layers_cached, run.sparsity.layers_cached);

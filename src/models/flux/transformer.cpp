@@ -89,8 +89,11 @@ void FluxTransformer::begin(Engine& engine, int text_tokens, int grid_height, in
   if (m.buffers.text_tokens != text_tokens || m.buffers.image_tokens != image_tokens) {
     m.allocate(text_tokens, image_tokens);
   }
+  const EngineOptions& options = engine.options();
+  std::vector<TokenPlace> places =
+      place_tokens({1, grid_height, grid_width}, options.token_order, options.block_q);
   const flux::RopeTensors rope =
-      flux::make_rope_tables(text_tokens, grid_height, grid_width, m.config.axes_dims_rope);
+      flux::make_rope_tables(text_tokens, places, m.config.axes_dims_rope);
   m.backend.copy(rope.cos, m.buffers.rope_cos, {});
   m.backend.copy(rope.sin, m.buffers.rope_sin, {});
   m.backend.synchronize({});
@@ -101,7 +104,7 @@ void FluxTransformer::begin(Engine& engine, int text_tokens, int grid_height, in
        .hidden_dim = m.config.hidden_dim(),
        .dtype = m.dtype,
        .num_layers = m.config.total_layers(),
-       .places = place_tokens({1, grid_height, grid_width}, TokenOrder::kRaster, 1)},
+       .places = std::move(places)},
       num_steps, num_branches);
 }
 
