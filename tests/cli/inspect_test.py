@@ -116,9 +116,10 @@ class Drawn(Inspect):
         copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"),
                         encoding="utf-8")
         done = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             f"--user-data-dir={self.folder / 'profile'}", "--virtual-time-budget=4000",
-             *arguments, f"file://{copy}#{where}"], capture_output=True, text=True, timeout=120,
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             "--hide-scrollbars", f"--user-data-dir={self.folder / 'profile'}",
+             "--virtual-time-budget=4000", *arguments, f"file://{copy}#{where}"],
+            capture_output=True, text=True, timeout=120,
             env={**os.environ, "HOME": str(self.folder)})
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
