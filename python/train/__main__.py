@@ -1,8 +1,9 @@
-"""python -m train STAGE: prepare, fit, distill, export, sample (README.md)."""
+"""python -m train STAGE: prepare, fit, distill, export, sample, eval (README.md)."""
 
 import argparse
 import json
 import pathlib
+import subprocess
 
 MODEL = "models/flux-mini"
 SPRITES = "out/train/sprites.npz"
@@ -60,6 +61,7 @@ def export(arguments):
 
 
 def sample(arguments):
+    """Also the first half of eval. Returns the files."""
     from PIL import Image
 
     from .sampling import Sampler, held_out_prompts
@@ -78,6 +80,20 @@ def sample(arguments):
             Image.fromarray(picture).save(files[-1])
     (out / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
     print(f"{out}: {len(files)} pictures")
+    return files
+
+
+def evaluate(arguments):
+    arguments.prompt = None
+    files = sample(arguments)
+    command = [arguments.flashomni, "judge", "--json", "--model", arguments.model, *map(str, files)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise SystemExit(result.returncode)
+    path = pathlib.Path(arguments.out) / "judged.json"
+    path.write_text(result.stdout)
+    judged = json.loads(result.stdout)
+    print(f"{path}: {judged['right']} of {judged['of']} captions right")
 
 
 def device_of(arguments):
@@ -107,13 +123,16 @@ def add_training(stages, stage, text, steps, lr):
     parser.set_defaults(run_stage=lambda arguments: train(arguments, stage), fresh=False)
 
 
-def add_sampling(stages):
-    parser = stages.add_parser("sample", help="draw pictures")
+def add_sampling(stages, stage, text, run_stage):
+    parser = stages.add_parser(stage, help=text)
     add = parser.add_argument
     add("model", help="model directory")
-    add("--out", default="out/train/sample")
-    add("--prompt", action="append", help="may be repeated; else held-out captions are drawn")
-    add("--count", type=int, default=16, help="held-out captions")
+    add("--out", default=f"out/train/{stage}")
+    if stage == "sample":
+        add("--prompt", action="append", help="may be repeated; else held-out captions are drawn")
+    else:
+        add("--flashomni", default="./flashomni", help="the command-line tool")
+    add("--count", type=int, default=256 if stage == "eval" else 16, help="held-out captions")
     add("--size", default="128x128")
     add("--steps", type=int, default=20)
     add("--cfg", type=float, help="classifier-free guidance; 1: one pass a step")
@@ -121,10 +140,10 @@ def add_sampling(stages):
     add("--seed", type=int, default=1, help="of the first picture")
     add("--batch", type=int, default=16)
     add("--device", help="cuda if there is one, else cpu")
-    parser.set_defaults(run_stage=sample)
+    parser.set_defaults(run_stage=run_stage)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     stage = stages.add_parser("prepare", help="pictures of the objects -> sprites.npz")
@@ -138,8 +157,9 @@ def main():
     stage.add_argument("run", help="folder of fit or distill")
     stage.add_argument("--out", default="out/train/model")
     stage.set_defaults(run_stage=export)
-    add_sampling(stages)
-    arguments = parser.parse_args()
+    add_sampling(stages, "sample", "draw pictures", sample)
+    add_sampling(stages, "eval", "draw held-out captions and judge them", evaluate)
+    arguments = parser.parse_args(argv)
     arguments.run_stage(arguments)
 
 

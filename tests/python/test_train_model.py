@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "python"))  # behind site-packages: the installed flashomni stays
 
 from train import loop, weights
+from train.__main__ import main
 from train.captions import Tokenizer, load_objects
 from train.data import Batches, parse_mix
 from train.flow import Schedule, patchify, unpatchify
@@ -236,3 +237,32 @@ def test_run_writes_checkpoints_that_export_to_a_model(tiny, tmp_path):
     sampler = Sampler(tmp_path / "model")
     assert sampler.defaults["true_cfg_scale"] == 1.0
     assert sampler.draw(["a fox", "a mouse"], [1, 2], 16, 24, steps=2).shape == (2, 24, 16, 3)
+
+
+def test_stages_follow_each_other(tiny, tmp_path, capsys):
+    """By the command line, with a judge that finds the first of two captions right."""
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    base, out = tmp_path / "base", str(tmp_path)
+    shutil.copytree(tiny[0], base)
+    shutil.copytree(MODEL / "heldout", base / "heldout")
+    judge = tmp_path / "judge"
+    judge.write_text("#!/bin/sh\n"
+                     f'echo "$@" > {out}/arguments\n'
+                     """echo '{"right": 1, "of": 2, "pictures": []}'\n""")
+    judge.chmod(0o755)
+    training = ["--sprites", str(base / "sprites.npz"), "--mix", "16x16:2:1", "--held-out",
+                "16x16:2:1", "--steps", "2", "--workers", "0", "--device", "cpu"]
+    main(["fit", "--base", str(base), "--fresh", "--out", f"{out}/fit", *training])
+    main(["export", f"{out}/fit", "--out", f"{out}/fitted"])
+    main(["distill", "--base", f"{out}/fitted", "--out", f"{out}/distill", *training])
+    main(["export", f"{out}/distill", "--out", f"{out}/distilled"])
+    main(["eval", f"{out}/distilled", "--flashomni", str(judge), "--size", "16x16", "--steps", "1",
+          "--count", "2", "--out", f"{out}/eval", "--device", "cpu"])
+    assert "1 of 2 captions right" in capsys.readouterr().out
+    assert (tmp_path / "arguments").read_text().split() == [
+        "judge", "--json", "--model", f"{out}/distilled", f"{out}/eval/0000.png",
+        f"{out}/eval/0001.png"]
+    defaults = {name: json.loads((tmp_path / name / "model_index.json").read_text())["defaults"]
+                for name in ("fitted", "distilled")}
+    assert [(d["guidance_embedding"], d["true_cfg_scale"]) for d in defaults.values()] == [
+        (1.0, 3.0), (3.0, 1.0)]
