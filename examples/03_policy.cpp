@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <random>
 
 #include "flashomni/backend.h"
@@ -23,7 +24,7 @@ class TopBlocks : public SparsityPolicy {
       const int head = row / q_grid.num_blocks(), q_block = row % q_grid.num_blocks();
       const auto logits = context.scores->logits_row(0, head, q_block);
       for (int j = 0; j < kv_grid.num_blocks() && !q_grid.is_text(0, q_block); ++j) {
-        const auto larger = std::ranges::count_if(logits, [&](float l) { return l > logits[j]; });
+        const auto larger = std::ranges::count_if(logits, std::bind_front(std::less(), logits[j]));
         if (larger >= keep_ && !kv_grid.is_text(0, j)) symbols.skip(0, head, q_block, j);
       }
     }
