@@ -29,7 +29,7 @@ struct Options {
   double seconds = 1;
   std::uint64_t seed = 0;
   BackendChoice backend;
-  bool json = false;
+  bool json = false, verbose = false;
 };
 
 struct Operation {
@@ -211,6 +211,12 @@ void run(const Options& options) {
       }
     }
   }
+  if (options.verbose) {
+    say("On " + backend->description() +
+        ". Each row: median time over at least --runs runs; speed-up over our own dense path; "
+        "ideal = total over live work; efficiency = speed-up over ideal; the error is the norm of "
+        "the difference to the reference over the norm.");
+  }
   if (options.json) {
     const ordered_json record = {{"device", backend->description()},
                                  {"backend", backend->name()},
@@ -255,6 +261,7 @@ void add_bench(CLI::App& app, Command& selected) {
   add("--runs", options->min_runs, "of each row, unless that takes five times as long");
   add_backend_options(*command, options->backend);
   command->add_flag("--json", options->json, "one JSON object on stdout");
+  command->add_flag("-v,--verbose", options->verbose, "say what the figures mean");
   command->callback([&selected, options] { selected = [options] { run(*options); }; });
 }
 

@@ -26,6 +26,7 @@ void add_compare(CLI::App& app, Command& run);
 void add_eval(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_judge(CLI::App& app, Command& run);
+void add_tune(CLI::App& app, Command& run);
 void add_predict(CLI::App& app, Command& run);
 void add_bench(CLI::App& app, Command& run);
 void add_run_op(CLI::App& app, Command& run);

@@ -11,6 +11,7 @@
 #include "flashomni/backend.h"
 #include "flashomni/policy.h"
 #include "machine.h"
+#include "progress.h"
 #include "version.h"
 
 namespace flashomni::cli {
@@ -79,14 +80,26 @@ void print(const ordered_json& facts) {
   std::cout << "\n";
 }
 
+// On stderr, beside the facts.
+void print_policies() {
+  for (const PolicyInfo& policy : list_policies()) {
+    std::string line = policy.name + ": " + policy.summary;
+    for (const std::string_view option : policy.options) line += " --" + std::string(option);
+    say(line);
+  }
+}
+
 }  // namespace
 
 void add_info(CLI::App& app, Command& run) {
   CLI::App* command = app.add_subcommand("info", "what this program is and can do here");
   const auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "one JSON object instead of text");
-  command->callback([&run, json] {
-    run = [json] {
+  const auto verbose = std::make_shared<bool>(false);
+  command->add_flag("-v,--verbose", *verbose, "what each policy does, and its options");
+  command->callback([&run, json, verbose] {
+    run = [json, verbose] {
+      if (*verbose) print_policies();
       const ordered_json facts = describe();
       if (*json) {
         std::cout << facts.dump(2) << "\n";

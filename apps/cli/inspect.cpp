@@ -8,6 +8,7 @@
 #include <string>
 
 #include "commands.h"
+#include "progress.h"
 #include "report.h"
 
 namespace flashomni::cli {
@@ -15,6 +16,7 @@ namespace {
 
 struct InspectArguments {
   std::string run, against, out = "report.html";
+  bool verbose = false;
 };
 
 void write_whole(const std::string& path, const std::string& text) {
@@ -35,6 +37,11 @@ void run(const InspectArguments& arguments) {
   if (!arguments.against.empty()) {
     second = std::make_unique<RunRecord>(read_run(arguments.against));
   }
+  if (arguments.verbose) {
+    say("The page: the picture with its cached blocks, work by step and layer, maps by head, the "
+        "block map of one head, densities and times" +
+        std::string(second ? "; and where the two runs differ." : "."));
+  }
   const std::string page = make_report(first, second.get());
   write_whole(arguments.out, page);
   std::cout << "Wrote " << arguments.out << " (" << (page.size() + 1023) / 1024
@@ -50,6 +57,7 @@ void add_inspect(CLI::App& app, Command& selected) {
   command->add_option("run", arguments->run, "RUN.safetensors of --record")->required();
   command->add_option("--against", arguments->against, "another run, to see what differs");
   command->add_option("-o,--out", arguments->out, "HTML file to write")->capture_default_str();
+  command->add_flag("-v,--verbose", arguments->verbose, "say what the page shows");
   command->callback([&selected, arguments] { selected = [arguments] { run(*arguments); }; });
 }
 

@@ -39,8 +39,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   Command run;
-  for (const auto add : {add_generate, add_compare, add_eval, add_judge, add_predict, add_inspect,
-                         add_bench, add_run_op, add_selftest, add_info})
+  for (const auto add : {add_generate, add_compare, add_eval, add_judge, add_predict, add_tune,
+                         add_inspect, add_bench, add_run_op, add_selftest, add_info})
     add(app, run);
   try {
     if (argc > 1) check_subcommand(app, argv[1]);

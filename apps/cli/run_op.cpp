@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,6 +12,7 @@
 #include "backend_options.h"
 #include "commands.h"
 #include "op_call.h"
+#include "progress.h"
 
 namespace flashomni::cli {
 namespace {
@@ -50,7 +52,7 @@ struct Options {
   std::string op, input, output;
   std::vector<std::string> set;
   BackendChoice backend;
-  bool json = false;
+  bool json = false, verbose = false;
 };
 
 const Operator& find_operator(const std::string& name) {
@@ -88,7 +90,14 @@ void run(const Options& options) {
   const Settings settings = parse_settings(op, options.set);
   const auto backend = make_backend(options.backend);
   OpCall call(op.name, options.input, settings, op.primary, *backend);
+  const auto start = std::chrono::steady_clock::now();
   op.run(call);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  if (options.verbose) {
+    say(std::string(op.name) + " in " + std::string(dtype_name(call.dtype())) + " on " +
+        std::string(backend->name()) + " (" + backend->description() +
+        "): " + std::to_string(seconds.count()) + " s with its plans and copies");
+  }
   call.write(options.output);
 
   nlohmann::ordered_json result = {{"op", op.name},
@@ -127,6 +136,7 @@ void add_run_op(CLI::App& app, Command& selected) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_backend_options(*command, options->backend);
   command->add_flag("--json", options->json, "one JSON object on stdout");
+  command->add_flag("-v,--verbose", options->verbose, "say where it ran and how long");
   command->callback([&selected, options] { selected = [options] { run(*options); }; });
 }
 

@@ -90,7 +90,7 @@ Values read_preset(const std::string& name) {
   if (!json.is_object()) throw UsageError("--preset: " + path.string() + " is not a JSON object");
   Values values;
   for (const auto& [option, value] : json.items()) {
-    if (option == "description") continue;
+    if (option == "description" || option == "evidence") continue;
     if (option != "sparsity-policy" && !is_engine_option(option) && !is_policy_option(option)) {
       throw UsageError("--preset: " + path.string() + " has an unknown option '" + option + "'");
     }

@@ -61,7 +61,8 @@ def _read_preset(preset: str | os.PathLike[str] | None) -> dict[str, Any]:
                 "FILE.json"
             )
     values = json.loads(path.read_text())
-    return {key.replace("-", "_"): value for key, value in values.items() if key != "description"}
+    return {key.replace("-", "_"): value for key, value in values.items()
+            if key not in ("description", "evidence")}
 
 
 def _text(value: Any) -> str:

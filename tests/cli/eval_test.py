@@ -83,6 +83,20 @@ class Eval(ToolTest):
         # Two rows of three pairs, each panel 64 pixels wide under a strip of 16 with its caption.
         self.assertEqual(png.read(self.out / "worst.png")[:2], (6 * 64 + 5 * 4, 2 * 80 + 4))
 
+    def test_ssim_is_that_of_scikit_image(self):
+        try:
+            import numpy
+            from skimage.metrics import structural_similarity
+        except ImportError as missing:
+            self.skipTest(str(missing))
+        self.evaluate("--count", "2")
+        dense = {run["prompt"]: run for run in self.runs() if run["setting"] == "dense"}
+        for run in self.runs():
+            pictures = [numpy.frombuffer(b"".join(self.rows(r)), numpy.uint8).reshape(64, 64, 3)
+                        for r in (dense[run["prompt"]], run)]
+            self.assertAlmostEqual(run["ssim"], structural_similarity(*pictures, channel_axis=2),
+                                   places=6)
+
     def test_finished_runs_are_not_repeated(self):
         first = self.evaluate("--count", "2")
         self.assertEqual(len(self.runs()), 6)

@@ -1,0 +1,65 @@
+import json
+import unittest
+
+from support import ToolTest
+
+SMALL = ("-W", "64", "-H", "64", "--steps", "8", "--cfg", "1", "--threads", "1", "--count", "2")
+
+
+class Tune(ToolTest):
+    def tune(self, *arguments):
+        return ("tune", *SMALL, "--folder", self.folder / "runs", "-o", self.folder / "mine.json",
+                *arguments)
+
+    def test_the_preset_meets_the_target_and_keeps_its_evidence(self):
+        preset = self.run_json(*self.tune("--target-psnr", "33"))
+        self.assertEqual(json.loads((self.folder / "mine.json").read_text()), preset)
+        evidence = preset["evidence"]
+        self.assertGreaterEqual(evidence["psnr_db"]["mean"], 33)
+        self.assertEqual(evidence["target"], "PSNR of at least 33 dB")
+        fast_enough = [row for row in evidence["tried_in_full"] if row["psnr_db"] >= 33]
+        self.assertEqual(evidence["speedup"]["mean"], max(row["speedup"] for row in fast_enough))
+
+        # The file is a preset like any other, and an evaluation of it says the same.
+        summary = self.run_json("eval", *SMALL, "--setting", f"mine={self.folder / 'mine.json'}",
+                                "-o", self.folder / "check")["settings"][0]
+        self.assertEqual(summary["psnr_db"], evidence["psnr_db"])
+        self.assertEqual(summary["macs_ratio"], evidence["macs_ratio"])
+
+        # Finished runs are not repeated, and a lower target gives no less speed.
+        done = self.run_ok(*self.tune("--target-psnr", "33"))
+        self.assertNotIn("Evaluating", done.stderr)
+        self.assertRegex(done.stdout, r"Wrote .*mine.json: W \d, N \d, \d+\.\d dB")
+        easy = self.run_json(*self.tune("--target-psnr", "20"))["evidence"]
+        self.assertGreaterEqual(easy["speedup"]["mean"], evidence["speedup"]["mean"])
+
+    def test_a_speed_is_a_target_too(self):
+        evidence = self.run_json(*self.tune("--target-speedup", "0.5"))["evidence"]
+        self.assertGreaterEqual(evidence["speedup"]["mean"], 0.5)
+        self.assertEqual(evidence["psnr_db"]["mean"],
+                         max(row["psnr_db"] for row in evidence["tried_in_full"]))
+
+    def test_what_cannot_be_had_is_one_sentence(self):
+        self.assert_fails(2, "either --target-psnr or --target-speedup", *self.tune())
+        self.assert_fails(2, "either --target-psnr or --target-speedup",
+                          *self.tune("--target-psnr", "30", "--target-speedup", "2"))
+        self.assert_fails(2, "'soon' is not a time", *self.tune("--target-psnr", "30", "--budget",
+                                                                "soon"))
+        text = self.run_fails(1, *self.tune("--target-psnr", "99"))
+        self.assertIn("nothing tried has a PSNR of at least 99 dB; the grid is used up", text)
+        self.assertFalse((self.folder / "mine.json").exists())
+
+
+class Verbose(ToolTest):
+    def test_every_subcommand_explains_when_asked(self):
+        for name in ("generate", "compare", "eval", "judge", "predict", "tune", "inspect", "bench",
+                     "run-op", "selftest", "info"):
+            with self.subTest(name):
+                self.assertIn("-v,--verbose", self.run_ok(name, "--help").stdout)
+        self.assertIn("dense: ", self.run_ok("info", "-v", "--json").stderr)
+        self.assertIn("against the reference",
+                      self.run_ok("selftest", "--seconds", "1", "-v", "--json").stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
