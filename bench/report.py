@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Measures with the command-line tool and renders docs/benchmarks.md from what was measured.
+"""Measures with the command-line tool and renders the tables of docs/ from what was measured.
 
-  bench/report.py quality   compare dense and sparse over bench/prompts.txt   -> quality.json
+  bench/report.py quality   `flashomni eval` over the sweeps below -> quality/*.json, docs/img;
+                            --sweeps NAME,... for some; goes on where it was stopped
   bench/report.py operators time the CPU operators against the machine's peak -> operators.json
-  bench/report.py render    rewrite the tables of docs/benchmarks.md; --check only compares
+  bench/report.py render    rewrite the tables of docs/benchmarks.md and docs/quality.md;
+                            --check only compares
 
 Every file under bench/results/ keeps the command, the commit, the date and the machine.
 """
@@ -12,13 +14,13 @@ import datetime
 import json
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOC = ROOT / "docs" / "benchmarks.md"
+QUALITY_DOC = ROOT / "docs" / "quality.md"
 
 # (name, arguments): one line of the operator table per sparsity.
 OPERATORS = [
@@ -29,6 +31,16 @@ OPERATORS = [
     ("gemm-q", "--head-dim 128 --heads 24 --kind cache --block 128 --dtype f32"),
     ("gemm-o", "--head-dim 128 --heads 24 --kind cache --block 128 --dtype f32"),
 ]
+
+
+# Name -> arguments of eval. One thread and the processor's time, so that figures do not depend on
+# what else the machine does.
+SWEEPS = {
+    "presets-256": "--settings bench/settings/presets.json -W 256 -H 256 --count 24",
+    "presets-128": "--settings bench/settings/presets.json -W 128 -H 128 --count 128",
+    "pareto-128": "--settings bench/settings/pareto-128.json -W 128 -H 128 --count 24",
+}
+COMMON = "--threads 1 --clock cpu"
 
 
 def run_json(tool, *arguments):
@@ -59,28 +71,21 @@ def save(name, rows, command, **facts):
     print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
 
 
-def prompts(path):
-    lines = pathlib.Path(path).read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def measure_quality(options):
-    rows = []
-    jobs = [(p, s) for p in options.presets.split(",") for s in enumerate(prompts(options.prompts))]
-    for done, (preset, (seed, prompt)) in enumerate(jobs):
-        print(f"[{done + 1}/{len(jobs)}] {preset}: {prompt}", file=sys.stderr)
-        result = run_json(options.tool, "compare", "-p", prompt, "-s", str(seed), "-W",
-                          str(options.size), "-H", str(options.size), "--preset", preset, "-o",
-                          str(ROOT / "out" / f"compare-{preset}-{seed}.png"))
-        rows.append({"preset": preset, "prompt": prompt, "seed": seed, **{
-            key: result[key] for key in ("psnr_db", "ssim", "speedup_denoise", "macs_ratio")},
-            "seconds_dense": result["dense"]["seconds_denoise"],
-            "seconds_sparse": result["sparse"]["seconds_denoise"],
-            "backend": result["sparse"]["backend"],
-            **{key: result["sparse"]["sparsity"][key] for key in (
-                "attention_sparsity", "cached_fraction", "skipped_fraction", "layers_cached")}})
-    save(f"quality-{options.size}", rows, f"bench/report.py quality --size {options.size} "
-         f"--presets {options.presets}", size=options.size)
+    for name in options.sweeps.split(","):
+        arguments = f"{SWEEPS[name]} {COMMON} -o out/eval/{name}"
+        print(f"flashomni eval {arguments}", file=sys.stderr)
+        subprocess.run([str(options.tool), "eval", *arguments.split()], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)
+        folder = ROOT / "out" / "eval" / name
+        summary = json.loads((folder / "summary.json").read_text())
+        (RESULTS / "quality").mkdir(parents=True, exist_ok=True)
+        record = {"command": f"flashomni eval {SWEEPS[name]} {COMMON}",
+                  "date": datetime.date.today().isoformat(), **summary}
+        (RESULTS / "quality" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        for axis in ("work", "seconds") if name.startswith("pareto") else ():
+            picture = (folder / f"psnr-over-{axis}.svg").read_text()
+            (ROOT / "docs" / "img" / f"{name}-{axis}.svg").write_text(picture)
 
 
 def measure_operators(options):
@@ -103,19 +108,27 @@ def provenance(record):
             f"{record['machine']}.")
 
 
+def interval(estimate, digits):
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.{digits}f}"
+    return f"{estimate['mean']:.{digits}f} +- {estimate['high'] - estimate['mean']:.{digits}f}"
+
+
 def render_quality(record):
     cells = []
-    for preset in dict.fromkeys(row["preset"] for row in record["rows"]):
-        group = [row for row in record["rows"] if row["preset"] == preset]
-        columns = ("seconds_dense", "seconds_sparse", "speedup_denoise", "psnr_db", "ssim",
-                   "attention_sparsity", "macs_ratio")
-        for row in group:
-            cells.append([preset, row["prompt"], *(f"{row[c]:.2f}" for c in columns)])
-        cells.append([f"**{preset}**", "**mean**",
-                      *(f"**{statistics.mean(row[c] for row in group):.2f}**" for c in columns)])
-    header = ["preset", "prompt", "dense s", "sparse s", "speed-up", "PSNR dB", "SSIM",
-              "attention sparsity", "MACs ratio"]
-    return provenance(record) + "\n\n" + table(header, cells)
+    for row in record["settings"]:
+        captions = row["captions"]
+        cells.append([row["name"], f"{row['macs_ratio']['mean']:.3f}", interval(row["psnr_db"], 1),
+                      f"{row['psnr_db']['min']:.1f}", interval(row["ssim"], 3),
+                      f"{captions['dense_right']} -> {captions['sparse_right']} of "
+                      f"{captions['of']} (-{captions['right_only_dense']} "
+                      f"+{captions['right_only_sparse']})" if captions else "-",
+                      interval(row["speedup"], 2)])
+    header = ["setting", "MACs / dense", "PSNR dB", "worst", "SSIM", "captions right",
+              "speed-up (CPU time)"]
+    pairs = record["settings"][0]["pairs"]
+    return (f"`{record['command']}`, {record['date']}, commits {', '.join(record['commits'])}, "
+            f"{record['machine']}; {pairs} pairs a row.\n\n{table(header, cells)}")
 
 
 def render_operators(record):
@@ -156,25 +169,28 @@ def render_gpu(record):
 
 
 def renderer_of(path):
+    """The section's name, its renderer, and the page that holds it."""
+    if path.parent.name == "quality":
+        return path.stem, render_quality, QUALITY_DOC
     if path.parent != RESULTS:
-        return f"{path.parent.name}-{path.stem}", render_gpu
-    return path.stem, render_quality if path.stem.startswith("quality") else render_operators
+        return f"{path.parent.name}-{path.stem}", render_gpu, DOC
+    return path.stem, render_operators, DOC
 
 
 def render(options):
-    text = DOC.read_text()
+    pages = {page: page.read_text() for page in (DOC, QUALITY_DOC)}
     for path in sorted(RESULTS.glob("**/*.json")):
-        record = json.loads(path.read_text())
-        name, render_body = renderer_of(path)
-        body = render_body(record)
+        name, render_body, page = renderer_of(path)
+        body = render_body(json.loads(path.read_text()))
         section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not section.search(text):
-            sys.exit(f"{DOC.name}: no section <!-- begin {name} --> for {path.name}")
-        text = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2), text)
-    if options.check:
-        sys.exit(0 if text == DOC.read_text() else f"{DOC.name} is not what bench/results say: "
-                 "run bench/report.py render")
-    DOC.write_text(text)
+        if not section.search(pages[page]):
+            sys.exit(f"{page.name}: no section <!-- begin {name} --> for {path.name}")
+        pages[page] = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2),
+                                  pages[page])
+    for page, text in pages.items():
+        if options.check and text != page.read_text():
+            sys.exit(f"{page.name} is not what bench/results say: run bench/report.py render")
+        page.write_text(text)
 
 
 def main():
@@ -182,9 +198,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["quality", "operators", "render"])
     parser.add_argument("--tool", default=ROOT / "flashomni")
-    parser.add_argument("--prompts", default=ROOT / "bench" / "prompts.txt")
-    parser.add_argument("--presets", default="balanced,fast")
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--sweeps", default=",".join(SWEEPS))
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     {"quality": measure_quality, "operators": measure_operators, "render": render}[options.what](
