@@ -171,7 +171,8 @@ class Drawn(Inspect):
         names = [", ".join(map(str, layers)) or "none" for layers in whole]
         says = names[0] if names[0] == names[1] else \
             f"{names[0]} (for the prompt); {names[1]} (for the negative prompt)"
-        self.assertIn(f"were reused whole on dispatch steps: {says}.", dom)
+        verb = "was" if len(union) == 1 else "were"
+        self.assertIn(f"{verb} reused whole on dispatch steps: {says}.", dom)
         pixel = self.pixels(page, "fig-layers", "branch=0", 1160, 400)
         width = (1160 - 78) / STEPS
         for step in range(STEPS):
@@ -180,6 +181,20 @@ class Drawn(Inspect):
                               for i in range(4, int(width) - 4))
                 is_whole = run.actions[run.at(step, layer)] == FORECAST
                 self.assertEqual(hatched > 20, is_whole, (step, layer, hatched))
+
+    def test_tells_that_updates_skipped_keys(self):
+        run, page = self.folder / "run.safetensors", self.folder / "updates.html"
+        self.run_ok("generate", "-p", "a snail", "-W", "64", "-H", "64", "--steps", "8", "--preset",
+                    "off", "--sparsity-policy", "topk+taylorseer", "--keep", "0.4", "--warmup", "3",
+                    "--interval", "3", "--block", "32", "--record", run, "-o",
+                    self.folder / "a.png")
+        self.run_ok("inspect", run, "-o", page)
+        macs, per_step = read_safetensors(run)["layer.macs"][2], BRANCHES * LAYERS
+        update = Recorded(run).kinds.index(1)
+        share = sum(macs[update * per_step:][:per_step]) / sum(macs[:per_step])
+        self.assertLess(share, .99)
+        self.assertIn(f"they did {round(100 * share)} % of the multiply-adds", self.dom(page))
+        self.assertNotRegex(self.dom(self.report()), r"they did \d+ %")
 
     def test_the_map_of_layers_is_filled_as_far_as_computed(self):
         page, run = self.report(), Recorded(self.recorded("sparse"))
