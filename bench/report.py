@@ -3,7 +3,7 @@
 
   bench/report.py quality   `flashomni eval` over the sweeps below -> quality/*.json, docs/img;
                             --sweeps NAME,... for some; --jobs N runs parts of each side by side;
-                            goes on where it was stopped
+                            --backend cuda: on the GPU; goes on where it was stopped
   bench/report.py operators time the CPU operators against the machine's peak -> operators.json
   bench/report.py render    rewrite the tables of docs/benchmarks.md and docs/quality.md;
                             --check only compares
@@ -36,20 +36,22 @@ OPERATORS = [
 ]
 
 
-# Name -> (settings, side in pixels, prompts). Sweeps of one size share their pictures. One thread
-# and the processor's time, so that figures do not depend on what else the machine does.
+# Name -> (settings, side in pixels, prompts). Sweeps of one size share their pictures. On the CPU
+# one thread and the processor's time, so that figures do not depend on what else the machine does.
 SWEEPS = {
     "presets-256": ("bench/settings/presets.json", 256, 24),
     "presets-128": ("bench/settings/presets.json", 128, 256),
-    "compare-256": ("bench/settings/presets.json", 256, 8),
     "pareto-256": ("bench/settings/pareto-256.json", 256, 8),
     "pareto-128": ("bench/settings/pareto-128.json", 128, 24),
 }
 
 
-def eval_command(settings, side, count, first=0):
+CLOCKS = {"cpu": "--threads 1 --clock cpu", "cuda": "--backend cuda"}
+
+
+def eval_command(backend, settings, side, count, first=0):
     return (f"flashomni eval --settings {settings} -W {side} -H {side} "
-            f"{f'--first {first} ' if first else ''}--count {count} --threads 1 --clock cpu")
+            f"{f'--first {first} ' if first else ''}--count {count} {CLOCKS[backend]}")
 
 
 def run_json(tool, *arguments):
@@ -105,11 +107,12 @@ def run_shards(options, name, folder):
     """The parts of a sweep as processes of their own, then all their runs in one folder."""
     def run_shard(number, shard):
         first, prompts, settings = shard
-        part = folder.parent / f"{name}-shards" / str(number)
+        part = folder.parent / f"{name}-{options.backend}-parts" / str(number)
         part.mkdir(parents=True, exist_ok=True)
         file = part / "settings.json"
         file.write_text(json.dumps(settings))
-        run_eval(options.tool, eval_command(file, SWEEPS[name][1], prompts, first), part)
+        run_eval(options.tool,
+                 eval_command(options.backend, file, SWEEPS[name][1], prompts, first), part)
         return part
 
     shards = list_shards(name, options.jobs)
@@ -124,8 +127,8 @@ def run_shards(options, name, folder):
 
 def measure_quality(options):
     for name in options.sweeps.split(","):
-        settings, side, count = SWEEPS[name]
-        command, folder = eval_command(settings, side, count), ROOT / "out" / "eval" / str(side)
+        command = eval_command(options.backend, *SWEEPS[name])
+        folder = ROOT / "out" / "eval" / f"{SWEEPS[name][1]}-{options.backend}"
         print(command, file=sys.stderr)
         if options.jobs > 1:
             run_shards(options, name, folder)
@@ -167,8 +170,9 @@ def interval(estimate, digits):
 
 def quality_source(record):
     pairs = record["settings"][0]["pairs"]
+    device = record["machine"] if record["backend"] == "cpu" else record["device"]
     return (f"`{record['command']}`, {record['date']}, commits {', '.join(record['commits'])}, "
-            f"{record['machine']}; {pairs} pairs a row.")
+            f"{device}; {pairs} pairs a row.")
 
 
 def render_quality(record):
@@ -182,7 +186,7 @@ def render_quality(record):
                       f"+{captions['right_only_sparse']})" if captions else "-",
                       interval(row["speedup"], 2)])
     header = ["setting", "MACs / dense", "PSNR dB", "worst", "SSIM", "captions right",
-              "speed-up (CPU time)"]
+              "speed-up (CPU time)" if record["clock"] == "cpu" else "speed-up"]
     return quality_source(record) + "\n\n" + table(header, cells)
 
 
@@ -237,27 +241,28 @@ def render_gpu(record):
     return source + "\n\n" + table(header, cells)
 
 
-def renderer_of(path):
-    """The section's name, its renderer, and the page that holds it."""
-    if path.stem.startswith("compare"):
-        return path.stem, render_compare, DOC
+def sections_of(path):
+    """(name, renderer, page) of every table that a file of results fills."""
     if path.parent.name == "quality":
-        return path.stem, render_quality, QUALITY_DOC
+        sections = [(path.stem, render_quality, QUALITY_DOC)]
+        if path.stem == "presets-256":
+            sections.append(("compare-256", render_compare, DOC))
+        return sections
     if path.parent != RESULTS:
-        return f"{path.parent.name}-{path.stem}", render_gpu, DOC
-    return path.stem, render_operators, DOC
+        return [(f"{path.parent.name}-{path.stem}", render_gpu, DOC)]
+    return [(path.stem, render_operators, DOC)]
 
 
 def render(options):
     pages = {page: page.read_text() for page in (DOC, QUALITY_DOC)}
     for path in sorted(RESULTS.glob("**/*.json")):
-        name, render_body, page = renderer_of(path)
-        body = render_body(json.loads(path.read_text()))
-        section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not section.search(pages[page]):
-            sys.exit(f"{page.name}: no section <!-- begin {name} --> for {path.name}")
-        pages[page] = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2),
-                                  pages[page])
+        for name, render_body, page in sections_of(path):
+            body = render_body(json.loads(path.read_text()))
+            section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
+            if not section.search(pages[page]):
+                sys.exit(f"{page.name}: no section <!-- begin {name} --> for {path.name}")
+            pages[page] = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2),
+                                      pages[page])
     for page, text in pages.items():
         if options.check and text != page.read_text():
             sys.exit(f"{page.name} is not what bench/results say: run bench/report.py render")
@@ -271,6 +276,7 @@ def main():
     parser.add_argument("--tool", default=ROOT / "flashomni")
     parser.add_argument("--sweeps", default=",".join(SWEEPS))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--backend", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     {"quality": measure_quality, "operators": measure_operators, "render": render}[options.what](
