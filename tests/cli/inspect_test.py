@@ -257,13 +257,19 @@ class Drawn(Inspect):
 
     def test_keys_and_clicks_move_the_selection(self):
         page = self.report()
-        press = "".join(f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', "
-                        "bubbles: true}));" for key in ("ArrowRight", "ArrowDown", ".", "j", "t"))
-        press = press.replace("document.dispatchEvent", "document.body.dispatchEvent")
-        dom = self.dom(page, "step=2&layer=3&head=1&branch=0&theme=light",
-                       press + "document.title = location.hash")
-        self.assertIn("<title>#step=3&amp;layer=4&amp;head=2&amp;branch=0&amp;run=0&amp;q=0"
-                      "&amp;theme=dark</title>", dom)
+        for keys, before, after in (
+                (("ArrowRight", "ArrowDown", ".", "j", "t"),
+                 "step=2&layer=3&head=1&branch=0&theme=light",
+                 "step=3&layer=4&head=2&branch=0&run=0&q=0&theme=dark"),
+                (("ArrowLeft", "ArrowUp", ",", "b", "k", "t"),
+                 "step=2&layer=3&head=1&branch=0&q=1&theme=dark",
+                 "step=1&layer=2&head=0&branch=1&run=0&q=0"),
+                (("b", "b", "Escape"), "step=2&layer=3&head=1&branch=0&q=4&theme=light",
+                 "step=2&layer=3&head=1&branch=0&run=0&q=-1")):
+            press = "".join("document.body.dispatchEvent(new KeyboardEvent('keydown', "
+                            f"{{key: '{key}', bubbles: true}}));" for key in keys)
+            dom = self.dom(page, before, press + "document.title = location.hash")
+            self.assertIn(f"<title>#{html.escape(after)}</title>", dom)
         click = ("document.querySelector('#fig-layers .hit').dispatchEvent(new MouseEvent('click', "
                  "{bubbles: true})); document.title = location.hash")
         dom = self.dom(page, "step=2&head=1", click)
@@ -292,6 +298,10 @@ class Drawn(Inspect):
         script = script.replace("blob.text().then(text", "Promise.resolve(blob.type).then(text")
         dom = self.dom(page, "", script.replace("data-save=svg", "data-save=png"))
         self.assertIn("<title>blocks.png</title>", dom)
+        for figure in re.findall(r'<figure id="fig-\w+">.*?</figure>', dom, re.S):
+            is_hidden = "<svg" not in figure  # that of two runs
+            self.assertEqual(re.findall(r'data-save="(\w+)"', figure),
+                             [] if is_hidden else ["svg", "png"])
         self.assertIn('<pre id="saved">image/png</pre>', dom)
 
 
