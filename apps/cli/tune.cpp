@@ -1,9 +1,9 @@
 // tune.cpp -- `flashomni tune`: finds a preset for a model and a size.
 //
-// Every schedule of a grid is first tried as a cheap proxy: half the width and height, two prompts.
-// The proxy orders the candidates; how far it is off is learnt from each full paired run, and the
-// most promising candidate left is run in full next, until none left can beat the best found.
-// SPDX-License-Identifier: Apache-2.0
+// Every schedule of a grid is first tried as a cheap proxy: half the width and height, blocks of
+// half the tokens, two prompts. The proxy orders the candidates; how far it is off is learnt from
+// each full paired run, and the most promising candidate left is run in full next, until none left
+// can beat the best found. SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -192,7 +192,10 @@ void Tuner::try_proxies() {
   session_.request.height = half(whole_.height);
   const std::string name = print("proxy-%dx%d", session_.request.width, session_.request.height);
   for (Candidate& candidate : grid_) {
-    const ordered_json row = evaluate(candidate.setting, name, kProxyPrompts);
+    Setting proxy = candidate.setting;  // few blocks would seldom cache a layer whole
+    proxy.sparsity.engine.block_q /= 2;
+    proxy.sparsity.engine.block_kv /= 2;
+    const ordered_json row = evaluate(proxy, name, kProxyPrompts);
     candidate.proxy = {row["psnr_db"]["mean"].get<double>(),
                        1 / row["macs_ratio"]["mean"].get<double>()};
     if (Clock_::now() - start > (end_ - start) / 2) break;
