@@ -3,7 +3,8 @@
 // Every schedule of a grid is first tried as a cheap proxy: half the width and height, blocks of
 // half the tokens, two prompts. The proxy orders the candidates; how far it is off is learnt from
 // each full paired run, and the most promising candidate left is run in full next, until none left
-// can beat the best found. SPDX-License-Identifier: Apache-2.0
+// can beat the best found.
+// SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
