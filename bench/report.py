@@ -3,7 +3,8 @@
 
   bench/report.py quality   `flashomni eval` over the sweeps below -> quality/*.json, docs/img;
                             --sweeps NAME,... for some; --jobs N runs parts of each side by side;
-                            --backend cuda: on the GPU; goes on where it was stopped
+                            --backend cuda: on the GPU, without times, into NAME-cuda.json;
+                            goes on where it was stopped
   bench/report.py operators time the CPU operators against the machine's peak -> operators.json
   bench/report.py render    rewrite the tables of docs/benchmarks.md and docs/quality.md;
                             --check only compares
@@ -41,7 +42,7 @@ OPERATORS = [
 SWEEPS = {
     "presets-256": ("bench/settings/presets.json", 256, 24),
     "presets-128": ("bench/settings/presets.json", 128, 256),
-    "updates-256": ("bench/settings/updates-256.json", 256, 1),
+    "frontier-256": ("bench/settings/frontier-256.json", 256, 8),
     "pareto-256": ("bench/settings/pareto-256.json", 256, 8),
     "pareto-128": ("bench/settings/pareto-128.json", 128, 24),
 }
@@ -136,11 +137,16 @@ def measure_quality(options):
         run_eval(options.tool, command, folder)
         summary = json.loads((folder / "summary.json").read_text())
         (RESULTS / "quality").mkdir(parents=True, exist_ok=True)
-        record = {"command": command, "date": datetime.date.today().isoformat(), **summary}
-        (RESULTS / "quality" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        for axis in ("work", "seconds") if name.startswith("pareto") else ():
+        times_count = not options.crowded and options.backend == "cpu"
+        record = {"command": command, "date": datetime.date.today().isoformat(),
+                  "times_count": times_count, **summary}
+        result = name if options.backend == "cpu" else f"{name}-{options.backend}"
+        (RESULTS / "quality" / f"{result}.json").write_text(json.dumps(record, indent=1) + "\n")
+        if name.startswith("presets"):
+            continue
+        for axis in ("work", "seconds") if times_count else ("work",):
             picture = (folder / f"psnr-over-{axis}.svg").read_text()
-            (ROOT / "docs" / "img" / f"{name}-{axis}.svg").write_text(picture)
+            (ROOT / "docs" / "img" / f"{result}-{axis}.svg").write_text(picture)
 
 
 def measure_operators(options):
@@ -177,6 +183,7 @@ def quality_source(record):
 
 
 def render_quality(record):
+    times_count = record.get("times_count", True)
     cells = []
     for row in record["settings"]:
         captions = row["captions"]
@@ -184,10 +191,12 @@ def render_quality(record):
                       f"{row['psnr_db']['min']:.1f}", interval(row["ssim"], 3),
                       f"{captions['dense_right']} -> {captions['sparse_right']} of "
                       f"{captions['of']} (-{captions['right_only_dense']} "
-                      f"+{captions['right_only_sparse']})" if captions else "-",
-                      interval(row["speedup"], 2)])
-    header = ["setting", "MACs / dense", "PSNR dB", "worst", "SSIM", "captions right",
-              "speed-up (CPU time)" if record["clock"] == "cpu" else "speed-up"]
+                      f"+{captions['right_only_sparse']})" if captions else "-"])
+        if times_count:
+            cells[-1].append(interval(row["speedup"], 2))
+    header = ["setting", "MACs / dense", "PSNR dB", "worst", "SSIM", "captions right"]
+    if times_count:
+        header.append("speed-up (CPU time)" if record["clock"] == "cpu" else "speed-up")
     return quality_source(record) + "\n\n" + table(header, cells)
 
 
@@ -242,10 +251,18 @@ def render_gpu(record):
     return source + "\n\n" + table(header, cells)
 
 
+def with_plot(name):
+    """Tables of the GPU bring their plot along, if there is one."""
+    plot = f"img/{name}-work.svg"
+    is_there = name.endswith("-cuda") and (QUALITY_DOC.parent / plot).exists()
+    head = f"![PSNR over multiply-adds]({plot})\n\n" if is_there else ""
+    return lambda record: head + render_quality(record)
+
+
 def sections_of(path):
     """(name, renderer, page) of every table that a file of results fills."""
     if path.parent.name == "quality":
-        sections = [(path.stem, render_quality, QUALITY_DOC)]
+        sections = [(path.stem, with_plot(path.stem), QUALITY_DOC)]
         if path.stem == "presets-256":
             sections.append(("compare-256", render_compare, DOC))
         return sections
@@ -278,6 +295,8 @@ def main():
     parser.add_argument("--sweeps", default=",".join(SWEEPS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--backend", choices=sorted(CLOCKS), default="cpu")
+    parser.add_argument("--crowded", action="store_true",
+                        help="the machine does much else: times are kept, not shown")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     {"quality": measure_quality, "operators": measure_operators, "render": render}[options.what](
