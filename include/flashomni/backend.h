@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "flashomni/device_timer.h"
 #include "flashomni/plan.h"
 #include "flashomni/tensor.h"
 
@@ -93,6 +94,8 @@ class Backend {
   // Between host and device or within the device; dtypes and shapes agree, both contiguous.
   virtual void copy(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void synchronize(Stream stream) = 0;
+  // nullptr where a call returns when its work is done, so that a clock of the host tells its time.
+  virtual DeviceTimer* device_timer() { return nullptr; }
 
   // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
   // groups of that many output features.

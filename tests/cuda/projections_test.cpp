@@ -241,6 +241,28 @@ TEST_F(GpuOperations, Linear) {
   }
 }
 
+// Rows of a larger matrix, sizes that no tile divides, one row; the columns beside stay as they
+// are.
+TEST_F(GpuOperations, LinearOfF32) {
+  for (const index_t rows : {1, 70}) {
+    for (const Activation activation :
+         {Activation::kNone, Activation::kGeluTanh, Activation::kSilu}) {
+      const Tensor x = test::random_tensor(DType::kF32, {rows, 61}, 1);
+      const Tensor w = test::random_tensor(DType::kF32, {131, 45}, 2);
+      const Tensor bias = test::random_tensor(DType::kF32, {131}, 3);
+      expect_same(test::canary_tensor(DType::kF32, {rows, 140}), 1e-5,
+                  [&](Backend& b, const Tensor& out) {
+                    const PackedWeight weight = b.pack_weight(w, DType::kF32, 0);
+                    const Tensor device_x = test::upload(b, x), device_bias = test::upload(b, bias);
+                    b.linear(device_x.view().slice(1, 8, 53), weight,
+                             rows == 1 ? ConstTensorView() : device_bias.view(), activation,
+                             out.view().slice(1, 5, 136), {});
+                    b.synchronize({});
+                  });
+    }
+  }
+}
+
 TEST_F(GpuOperations, NormResidualAndForecast) {
   const Tensor x = test::random_tensor(DType::kF32, {70, 200}, 1);
   const Tensor shift = test::random_tensor(DType::kF32, {200}, 2);

@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "backend/cuda/attention.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/elementwise.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/linear_f32.h"
 #include "core/half.h"
 
 namespace flashomni {
@@ -44,6 +46,32 @@ Lists& rebuild(Plan& plan, Build&& build) {
   return *static_cast<Lists*>(plan.backend_lists.get());
 }
 
+class EventTimer final : public DeviceTimer {
+ public:
+  ~EventTimer() override {
+    for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+  }
+  int mark(Stream stream) override {
+    if (count_ == static_cast<int>(events_.size())) {
+      FO_CUDA(cudaEventCreate(&events_.emplace_back()));
+    }
+    FO_CUDA(cudaEventRecord(events_[count_], handle_of(stream)));
+    return count_++;
+  }
+  double seconds(int from, int to) override {
+    float milliseconds = 0;
+    FO_CUDA(cudaEventSynchronize(events_[from]));
+    FO_CUDA(cudaEventSynchronize(events_[to]));
+    FO_CUDA(cudaEventElapsedTime(&milliseconds, events_[from], events_[to]));
+    return 1e-3 * milliseconds;
+  }
+  void reset() override { count_ = 0; }
+
+ private:
+  std::vector<cudaEvent_t> events_;
+  int count_ = 0;
+};
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device_index, const cudaDeviceProp& device)
@@ -77,6 +105,7 @@ class CudaBackend final : public Backend {
     if (to.device.type == DeviceType::kCpu) FO_CUDA(cudaStreamSynchronize(handle_of(stream)));
   }
   void synchronize(Stream stream) override { FO_CUDA(cudaStreamSynchronize(handle_of(stream))); }
+  DeviceTimer* device_timer() override { return &timer_; }
 
   // Row-major, as it came, rounded to `dtype`.
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
@@ -144,6 +173,9 @@ class CudaBackend final : public Backend {
 
   void linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
               Activation activation, TensorView out, Stream stream) override {
+    if (weight.dtype == DType::kF32) {
+      return cuda::launch_linear_f32(x, weight, bias, activation, out, handle_of(stream));
+    }
     cuda::launch_linear(x, weight, bias, activation, out, target(stream));
   }
   void norm_modulate(ConstTensorView x, ConstTensorView shift, ConstTensorView scale, float eps,
@@ -175,6 +207,7 @@ class CudaBackend final : public Backend {
   int device_index_, arch_, num_sms_;
   std::string description_;
   cuda::BlockPooling pooling_;
+  EventTimer timer_;
 };
 
 }  // namespace
