@@ -44,7 +44,8 @@ def _exported(op: str, name: str, array: Any) -> tuple[Any, bool]:
         array = array.detach()
         if array.is_cuda:
             # stream=-1: no synchronisation; the work is enqueued on torch's current stream.
-            return array.__dlpack__(stream=-1), False
+            with torch.cuda.device(array.device):
+                return array.__dlpack__(stream=-1), False
     elif is_cupy(array):
         return array.__dlpack__(stream=-1), False
     return array, False
@@ -95,6 +96,23 @@ def stream_of(array: Any, seen: _core.Array) -> int:
 
         return cupy.cuda.get_current_stream().ptr
     return 0
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether torch records what is enqueued on `stream`, its current one, into a CUDA graph."""
+    torch = sys.modules.get("torch")
+    return stream != 0 and torch is not None and torch.cuda.is_current_stream_capturing()
+
+
+def as_dtype(array: Any, dtype: str) -> Any:
+    """A device array rounded to `dtype` by its own framework, if that is torch or CuPy."""
+    if is_torch(array):
+        import torch
+
+        return array.detach().to(getattr(torch, _TORCH_DTYPES[dtype]))
+    if is_cupy(array) and dtype in _NUMPY_DTYPES:
+        return array.astype(_NUMPY_DTYPES[dtype], copy=False)
+    return array
 
 
 class Kind:
