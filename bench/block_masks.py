@@ -46,4 +46,5 @@ class Mask:
         self.live_fraction = float(self.cache.mean())
 
     def facts(self):
-        return {"kind": self.kind, "pattern": self.pattern, "sparsity": self.sparsity}
+        pattern = None if self.kind == "dense" else self.pattern
+        return {"kind": self.kind, "pattern": pattern, "sparsity": self.sparsity}

@@ -20,7 +20,6 @@ import functools
 import json
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -107,7 +106,7 @@ def flex_candidate(tensors, mask):
 
     used = torch.from_numpy(mask.skip & mask.cache[..., None]).int().cuda()
     count = used.sum(-1, dtype=torch.int32)
-    indices = used.argsort(-1, descending=True, stable=True).int().contiguous()
+    indices = used.argsort(dim=-1, descending=True, stable=True).int().contiguous()
     # All kept blocks are whole ones: there is no mask inside a block to evaluate.
     partial = torch.zeros_like(count), torch.zeros_like(indices)
     block_mask = BlockMask.from_kv_blocks(*partial, count, indices, BLOCK_SIZE=BLOCK)
@@ -284,13 +283,21 @@ def asked(*command):
     return done.stdout.strip() or "unknown"
 
 
+def command(options):
+    """The call, but for where its output went."""
+    words = ["bench/peers.py", f"--seq {','.join(map(str, options.seq))}", f"--runs {options.runs}"]
+    if options.ops != set(OPS.split(",")):
+        words.append(f"--ops {','.join(sorted(options.ops))}")
+    return " ".join(words + (["--quick"] if options.quick else []))
+
+
 def provenance(options):
     driver, power = (
         asked("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader").splitlines()[0]
         for field in ("driver_version", "power.limit")
     )
     return {
-        "command": shlex.join(["bench/peers.py", *sys.argv[1:]]),
+        "command": command(options),
         "date": datetime.date.today().isoformat(),
         "commit": options.commit or asked("git", "describe", "--always", "--dirty"),
         "gpu": torch.cuda.get_device_name(),
@@ -321,7 +328,7 @@ def bench(options):
 
 
 def show(row):
-    head = f"{row['op']:28} {row['head_dim']:3} {row['kind']:5} {row['pattern']:9}"
+    head = f"{row['op']:28} {row['head_dim']:3} {row['kind']:5} {row['pattern'] or '-':9}"
     head += f" s={row['sparsity']:<5} N={row['seq']:<6}"
     if "not_run" in row:
         return f"{head} not run: {row['not_run']}"
