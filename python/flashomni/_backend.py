@@ -41,7 +41,7 @@ class Backend:
     def description(self) -> str:
         return self._core.description
 
-    def reads_weights_of(self, other: Backend) -> bool:
+    def _reads_weights_of(self, other: Backend) -> bool:
         """Whether a weight packed for `other` is in the order, and the memory, of this backend."""
         mine, others = self._core, other._core
         return mine.name == others.name and mine.device_index == others.device_index

@@ -54,8 +54,8 @@ def _pack(call: Call, w: Any, num_heads: int | None, dtype: str) -> _core.Weight
     seen = call.view("w", w, 2)
     if seen.dtype not in _DTYPES.values():
         raise ValueError(f"{call.op}: w is {seen.dtype}, expected f32, bf16 or f16")
-    if seen.is_cuda and seen.dtype != dtype:
-        seen = call.view("w", _arrays.as_dtype(w, dtype))
+    if seen.is_cuda and (rows := _arrays.as_rows(w, dtype)) is not w:
+        seen = call.view("w", rows)
     out_features = seen.shape[0]
     if num_heads is not None and (num_heads < 1 or out_features % num_heads):
         raise ValueError(
@@ -75,7 +75,7 @@ def _packed(call: Call, w: Any, num_heads: int | None) -> _core.Weight:
                 "backend=...) brings a weight of host memory to the GPU once"
             )
         return _pack(call, w, num_heads, call.first.dtype)
-    if not w._backend.reads_weights_of(call.backend):
+    if not w._backend._reads_weights_of(call.backend):
         raise ValueError(
             f"{call.op}: w was packed for another backend, {w._backend.name} instead of "
             f"{call.backend.name}"

@@ -375,6 +375,18 @@ def test_mixed_devices_and_dtypes(rng):
         fo.gemm_o_update(case.o, case.w_o, case.symbols, bias_cache_dtype="float16")
 
 
+def test_cupy_arrays(rng):
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    case = test_attention.Case(rng, (1, 300, 300, 2, 2, 64, 64, 64, 0, "none"), F16)
+    torch.cuda.synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        q, k, v = (cupy.from_dlpack(x) for x in (case.q, case.k, case.v))
+        out, lse = fo.attention(q, k, v, case.symbols(), return_lse=True)
+        stream.synchronize()
+    assert isinstance(out, cupy.ndarray) and out.dtype == cupy.float16
+    case.expect(torch.from_dlpack(out), torch.from_dlpack(lse), *case.expected())
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_the_current_device_stays(rng):
     case = test_attention.Case(rng, (1, 300, 300, 2, 2, 64, 64, 64, 0, "none"), BF16)
