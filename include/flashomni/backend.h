@@ -100,6 +100,11 @@ class Backend {
   // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
   // groups of that many output features.
   virtual PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) = 0;
+  // The same for a weight on the backend's device, rows of stride 1, seen without a copy: `weight`
+  // must outlive the result. Empty storage if the kernels read another order.
+  virtual PackedWeight borrow_weight(ConstTensorView /*weight*/, int /*column_group*/) {
+    return {};
+  }
 
   // What the terms of a bias cache are best kept in, for a weight of this dtype. Sums and
   // differences are formed in fp32 whatever they are kept in.

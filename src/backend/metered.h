@@ -43,6 +43,9 @@ class MeteredBackend final : public Backend {
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
     return backend_->pack_weight(weight, dtype, column_group);
   }
+  PackedWeight borrow_weight(ConstTensorView weight, int column_group) override {
+    return backend_->borrow_weight(weight, column_group);
+  }
 
   DType bias_cache_dtype(DType weight) const override { return backend_->bias_cache_dtype(weight); }
 

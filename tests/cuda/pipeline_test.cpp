@@ -40,8 +40,7 @@ TEST_F(GpuPipeline, DrawsWhatTheProcessorDraws) {
   Pipeline gpu = Pipeline::load(test::model_directory(), std::move(backend), DType::kBF16);
   Pipeline cpu = Pipeline::load(test::model_directory(), make_backend("cpu"), DType::kBF16);
   for (const double layer_cache : {0.0, 0.5}) {
-    const EngineOptions options{
-        .warmup = 4, .interval = 3, .order = 1, .layer_cache = layer_cache};
+    const EngineOptions options{.warmup = 4, .interval = 3, .order = 1, .layer_cache = layer_cache};
     const GenerateResult on_gpu = draw(gpu, options, "flashomni");
     const GenerateResult on_cpu = draw(cpu, options, "flashomni");
     EXPECT_GE(psnr_db(on_gpu.picture, on_cpu.picture), 35) << layer_cache;
