@@ -70,9 +70,14 @@ TEST(CudaTiles, HeadTilesCoverEveryLiveHeadOnce) {
 TEST(CudaTiles, AnUnfinishedRoundOfHeadTilesIsHalved) {
   const GemmPlan plan = random_plan(128 * 9, 1, 0);  // 9 + 8 row blocks: 4 tiles and 1 row block
   EXPECT_EQ(make_head_tiles(plan, 4).size(), 5u);
-  const auto tiles = make_head_tiles(plan, 9);
-  ASSERT_EQ(tiles.size(), 9u);
-  for (const HeadTile& tile : tiles) EXPECT_EQ(tile.sharing, Sharing::kBoth);
+  for (const auto& [clusters, num_rows] : {std::pair(9, 2), {16, 2}, {17, 1}}) {
+    const auto tiles = make_head_tiles(plan, clusters);
+    EXPECT_EQ(tiles.size(), num_rows == 2 ? 9u : 17u) << clusters;
+    for (const HeadTile& tile : tiles) {
+      EXPECT_EQ(tile.sharing, Sharing::kBoth);
+      if (num_rows == 1) EXPECT_EQ(tile.rows[1].num_rows, 0);
+    }
+  }
 }
 
 TEST(CudaTiles, RowBlocksThatShareTwoHeadsMakeATile) {

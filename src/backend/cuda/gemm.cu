@@ -16,7 +16,7 @@ namespace {
 constexpr int kTileM = 128, kSlice = 64;
 
 // TEMPORARY, for one comparison on a GPU: FO_GEMM_OFF=<sum of 1, 2, 4, ...> turns parts off.
-bool bench_switch(int bit) {
+int bench_switch(int bit) {
   static const int off = std::getenv("FO_GEMM_OFF") ? std::atoi(std::getenv("FO_GEMM_OFF")) : 0;
   return off & bit;
 }
@@ -167,7 +167,7 @@ void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int head_dim,
     head_tiles_.num_tiles = static_cast<int>(tiles.size());
   };
   if (head_dim == 128) {
-    keep(cuda::make_head_tiles(plan, target.num_sms / 2, !bench_switch(2), !bench_switch(4)));
+    keep(cuda::make_head_tiles(plan, target.num_sms / 2, bench_switch(2 + 4 + 64)));
   } else {
     keep(make_row_tiles(plan, 2 * kWideTile / head_dim));
   }

@@ -38,6 +38,16 @@ HeadTile of_two_rows(Sharing sharing, int first_head, int second_head, RowRange 
   return {sharing, {first_head, second_head}, {first, second, first, second}, 0};
 }
 
+// The work of a tile in tiles of one head and at most `num_rows` row blocks, 2 or 1.
+void add_parts(const HeadTile& tile, int num_rows, std::vector<HeadTile>& parts) {
+  for (int i = 0; i < (tile.sharing == Sharing::kBoth ? 2 : 4); i += num_rows) {
+    const RowRange second = num_rows == 2 ? tile.rows[i + 1] : RowRange{};
+    if (tile.rows[i].num_rows == 0) continue;
+    const int head = tile.heads[i / 2];
+    parts.push_back(of_two_rows(Sharing::kBoth, head, head, tile.rows[i], second));
+  }
+}
+
 RowRange range_of(const RowBlock& block) { return {block.batch, block.row, block.num_rows}; }
 
 // The first and second, third and fourth, ... live heads of row blocks, and with which other row
@@ -161,22 +171,31 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile) {
   return tiles;
 }
 
-std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, bool use_pairs,
-                                      bool use_halves) {
-  auto [tiles, small] = gather_heads(plan, use_pairs);
-  const int halved =
-      count_halved(static_cast<int>(tiles.size()), static_cast<int>(small.size()), num_clusters);
-  const std::vector<HeadTile> last(tiles.end() - halved, tiles.end());
-  tiles.resize(tiles.size() - halved);
-  for (const HeadTile& tile : last) {
-    const int second = tile.sharing == Sharing::kRows ? 0 : 2;
-    tiles.push_back(
-        of_two_rows(Sharing::kBoth, tile.heads[0], tile.heads[0], tile.rows[0], tile.rows[1]));
-    tiles.push_back(of_two_rows(Sharing::kBoth, tile.heads[1], tile.heads[1], tile.rows[second],
-                                tile.rows[second + 1]));
+std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, int off) {
+  auto [tiles, small] = gather_heads(plan, !(off & 2));
+  const auto rest = static_cast<std::ptrdiff_t>(tiles.size()) % num_clusters;
+  const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
+  tiles.resize(tiles.size() - last.size());
+  // As they are, in halves, in quarters.
+  std::vector<HeadTile> choices[] = {last, {}, {}};
+  choices[0].insert(choices[0].end(), small.begin(), small.end());
+  for (const HeadTile& tile : choices[0]) {
+    add_parts(tile, 2, choices[1]);
+    add_parts(tile, 1, choices[2]);
   }
-  tiles.insert(tiles.end(), small.begin(), small.end());
-  if (!use_halves) {
+  // Of a round, in 20ths: that of smaller tiles is shorter, but they read more of L2 for their
+  // work.
+  constexpr int kCosts[] = {20, 11, 8};
+  int best = 0, best_cost = 0;
+  for (int i = 0; i < (off & 64 ? 2 : 3); ++i) {
+    const int rounds = (static_cast<int>(choices[i].size()) + num_clusters - 1) / num_clusters;
+    const int cost = rounds * kCosts[i];
+    if (i > 0 && cost >= best_cost) continue;
+    best = i;
+    best_cost = cost;
+  }
+  tiles.insert(tiles.end(), choices[best].begin(), choices[best].end());
+  if (off & 4) {
     for (HeadTile& tile : tiles) {
       if (tile.sharing != Sharing::kBoth) continue;
       tile = {

@@ -34,8 +34,8 @@ inline constexpr int kPairReach = 64;
 // the two make a tile of two heads. The heads of pairs without a partner, and an odd last head,
 // wait for row blocks that have them likewise: four make a tile, when the fourth comes. So the
 // heads of a row block are worked on at about the same time. What is left of each head comes last,
-// two row blocks or one as a tile that is summed in halves.
-std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, bool use_pairs = true,
-                                      bool use_halves = true);
+// two row blocks or one as a tile that is summed in halves. The last, unfinished round of whole
+// tiles and what is left are cut into such tiles where that saves time.
+std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, int off = 0);
 
 }  // namespace flashomni::cuda
