@@ -1,5 +1,5 @@
-// bench_gemm.cpp -- the jobs `gemm-q` and `gemm-o`. in_features = out_features = heads * head_dim.
-// SPDX-License-Identifier: Apache-2.0
+// bench_gemm.cpp -- the jobs `gemm-q`, `gemm-o` and `linear`. in_features = out_features = heads *
+// head_dim. SPDX-License-Identifier: Apache-2.0
 #include <memory>
 
 #include "bench_jobs.h"
@@ -80,6 +80,22 @@ BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest
   job.error = [&backend, operands] { return sampled_error(backend, *operands, true); };
   job.macs_done = operands->dense_macs() * operands->live_fraction();
   job.ideal = 1 / operands->live_fraction();
+  return job;
+}
+
+BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
+  const auto operands = std::make_shared<GemmOperands>(backend, shape, mask, /*column_group=*/0);
+  const index_t rows = shape.seq_len, dim = shape.inner_dim();
+  BenchJob job;
+  job.sparse = [&backend, operands, rows, dim] {
+    return time_once(backend, [&] {
+      backend.linear(operands->x.view().reshape({rows, dim}), operands->weight, {},
+                     Activation::kNone, operands->out.view().reshape({rows, dim}), {});
+    });
+  };
+  job.dense = job.sparse;
+  job.error = [&backend, operands] { return sampled_error(backend, *operands, false); };
+  job.macs_done = operands->dense_macs();
   return job;
 }
 

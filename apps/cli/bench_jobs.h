@@ -28,6 +28,8 @@ BenchJob attention_job(Backend& backend, const BenchShape& shape, const MaskRequ
 BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // A run is one update and interval - 1 dispatches, divided by the interval.
 BenchJob gemm_o_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
+// One linear layer, whatever the sparsity.
+BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // Statistics and selection of one layer; dense is the dense attention of that layer.
 BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // One attention layer through the engine, projections included, over an interval.

@@ -15,49 +15,10 @@
 
 #include "flashomni/device_timer.h"
 #include "flashomni/plan.h"
+#include "flashomni/projection.h"
 #include "flashomni/tensor.h"
 
 namespace flashomni {
-
-// A weight matrix [out_features, in_features] in whatever order the backend's kernels read.
-struct PackedWeight {
-  Tensor storage;
-  index_t out_features = 0, in_features = 0;
-  DType dtype = DType::kF32;  // operands are rounded to this; sums are fp32
-  int column_group = 0;       // out_features per head (gemm_q), or 0: no grouping
-};
-
-enum class Activation { kNone, kGeluTanh, kSilu };
-
-// What GEMM-Q does to a finished (row block, head) tile before storing it: RMS norm over head_dim,
-// then rotary embedding of the interleaved pairs (2i, 2i + 1).
-struct NormRope {
-  ConstTensorView norm_weight;  // [head_dim] f32, or {} = no norm
-  float eps = 1e-6f;
-  ConstTensorView cos, sin;  // [num_rows, head_dim / 2] f32, row = row of the matrix; {} = no rope
-};
-
-inline constexpr int kMaxForecastOrder = 2;
-
-// The projected bias cache B_c of GEMM-O and its finite differences (arXiv:2509.25401; spec of
-// the orders: docs/paper_map.md). Written by gemm_o_update, read by gemm_o_dispatch.
-struct BiasCacheView {
-  int order = -1;  // highest order kept, 0..2; -1: no cache (gemm_o_update just projects)
-  // [batch, num_rows, out_features], all f32 or all Backend::bias_cache_dtype()
-  TensorView terms[kMaxForecastOrder + 1];
-  TensorView valid_order;  // u8 [batch, num_q_blocks]: highest order usable in a row block
-};
-
-// One output projection: out = sum over heads o_h W_h (+ mlp W_m) + bias. `o`, `mlp` and `out` have
-// the weight's dtype.
-struct OutputProjection {
-  const PackedWeight* weight = nullptr;  // [out_features, num_heads * head_dim (+ mlp_dim)]
-  ConstTensorView bias;                  // [out_features] f32, or {}
-  ConstTensorView o;                     // [batch, num_rows, num_heads * head_dim]
-  ConstTensorView mlp;  // [batch, num_rows, mlp_dim], or {}: the second half of a single-stream
-                        // block's concat[attention, mlp]; never enters the bias cache
-  TensorView out;       // [batch, num_rows, out_features]
-};
 
 struct BlockScoreOptions {
   float scale = 0;               // of the logits; 0 = head_dim^-0.5
@@ -123,6 +84,13 @@ class Backend {
   virtual void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
                       ConstTensorView bias, const NormRope& epilogue, TensorView out,
                       Stream stream) = 0;
+  // gemm_q() of each projection over one x; a backend may do them in one pass over x.
+  virtual void gemm_qkv(ConstTensorView x, std::span<const InputProjection> projections,
+                        Stream stream) {
+    for (const InputProjection& p : projections) {
+      gemm_q(*p.plan, x, *p.weight, p.bias, p.epilogue, p.out, stream);
+    }
+  }
   virtual void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
                              float steps_since_update, const BiasCacheView& cache,
                              Stream stream) = 0;

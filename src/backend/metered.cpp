@@ -67,6 +67,10 @@ double product(index_t a, index_t b, index_t c) {
   return static_cast<double>(a) * static_cast<double>(b) * static_cast<double>(c);
 }
 
+double gemm_q_macs(const GemmPlan& plan, const PackedWeight& weight) {
+  return product(plan.live_rows, weight.out_features / plan.num_heads, weight.in_features);
+}
+
 // `rows` counts (row, head) pairs of the attention part; the MLP part is always whole.
 double gemm_o_macs(const OutputProjection& projection, std::int64_t rows, int num_heads) {
   const index_t out_features = projection.weight->out_features;
@@ -112,10 +116,16 @@ void MeteredBackend::attention(const AttentionPlan& plan, ConstTensorView q, Con
 void MeteredBackend::gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
                             ConstTensorView bias, const NormRope& epilogue, TensorView out,
                             Stream stream) {
-  const Meter meter(
-      *this, OpKind::kGemmQ, stream,
-      product(plan.live_rows, weight.out_features / plan.num_heads, weight.in_features));
+  const Meter meter(*this, OpKind::kGemmQ, stream, gemm_q_macs(plan, weight));
   backend_->gemm_q(plan, x, weight, bias, epilogue, out, stream);
+}
+
+void MeteredBackend::gemm_qkv(ConstTensorView x, std::span<const InputProjection> projections,
+                              Stream stream) {
+  double macs = 0;
+  for (const InputProjection& p : projections) macs += gemm_q_macs(*p.plan, *p.weight);
+  const Meter meter(*this, OpKind::kGemmQ, stream, macs);
+  backend_->gemm_qkv(x, projections, stream);
 }
 
 void MeteredBackend::gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,

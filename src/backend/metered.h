@@ -59,6 +59,8 @@ class MeteredBackend final : public Backend {
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out,
               Stream stream) override;
+  void gemm_qkv(ConstTensorView x, std::span<const InputProjection> projections,
+                Stream stream) override;
   void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
                      float steps_since_update, const BiasCacheView& cache, Stream stream) override;
   void gemm_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,

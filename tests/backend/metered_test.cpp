@@ -1,5 +1,7 @@
 #include "backend/metered.h"
 
+#include <array>
+
 #include <gtest/gtest.h>
 
 #include "idle_backend.h"
@@ -51,6 +53,11 @@ TEST_F(MeteredBackendTest, CountsTheLiveRowsOfProjections) {
   metered_.gemm_q(gemm_, rows_, weight_, {}, {}, rows_, {});
   EXPECT_EQ(inner_->calls.gemm_q, 1);
   EXPECT_EQ(cost(OpKind::kGemmQ).macs, (20 + 16) * 8 * 24);
+
+  const InputProjection input{&gemm_, &weight_, {}, {}, rows_};
+  metered_.gemm_qkv(rows_, std::array{input, input, input}, {});
+  EXPECT_EQ(inner_->calls.gemm_q, 4);
+  EXPECT_EQ(cost(OpKind::kGemmQ).macs, 3 * (20 + 16) * 8 * 24);
 
   OutputProjection projection;
   projection.weight = &weight_;

@@ -67,6 +67,44 @@ TEST_F(GpuGemmQ, OneStreamOfAJointSequence) {
   }
 }
 
+// More tiles than clusters of thread blocks: whole ones of every kind besides the halved ones of a
+// last round, of which small cases are made.
+TEST_F(GpuGemmQ, MoreTilesThanClusters) {
+  for (const Pattern pattern : {Pattern::kRandom, Pattern::kAllLive}) {
+    for (const int head_dim : test::kHeadDims) {
+      const auto sparsity = test::projection_sparsity(2, 25, {900, 128, {900, 790}}, pattern);
+      GemmQCase c = test::random_gemm_q(sparsity, {0, 900}, 136, head_dim, DType::kBF16);
+      test::add_norm_and_rope(c);
+      expect_works(std::move(c));
+    }
+  }
+}
+
+TEST_F(GpuGemmQ, SeveralProjectionsOfOneX) {
+  for (const DType dtype : test::kHalfTypes) {
+    for (const int head_dim : test::kHeadDims) {
+      for (const int tokens : {70, 400, 1500}) {
+        const auto make = [&](int heads, Pattern pattern, unsigned seed) {
+          const auto sparsity = test::projection_sparsity(1, heads, {tokens, 128}, pattern, seed);
+          return test::random_gemm_q(sparsity, {0, tokens}, 72, head_dim, dtype, seed);
+        };
+        std::vector<GemmQCase> cases;
+        cases.push_back(make(9, Pattern::kRandom, 1));  // as Q, and K and V of grouped heads
+        cases.push_back(make(3, Pattern::kAllLive, 40));
+        cases.push_back(make(3, Pattern::kAllLive, 50));
+        for (std::size_t i = 0; i < 2; ++i) test::add_norm_and_rope(cases[i], 60 + i);
+        cases[1].bias = {};
+        test::run_together(*backend, cases);
+        for (const GemmQCase& c : cases) test::expect_correct(c);
+        cases[0] = make(9, Pattern::kAllCached, 1);
+        for (GemmQCase& c : cases) test::fill_canary(c.out);
+        test::run_together(*backend, cases);
+        for (const GemmQCase& c : cases) test::expect_correct(c);
+      }
+    }
+  }
+}
+
 class GpuGemmO : public test::GpuTest {
  protected:
   void expect_update_and_dispatch_work(const Sparsity& sparsity, TokenRange range,
@@ -113,6 +151,29 @@ TEST_F(GpuGemmO, EveryWidthLengthAndBlock) {  // A5, A7
   }
 }
 
+TEST_F(GpuGemmO, AddsToAResidualThroughAGate) {
+  for (const DType dtype : test::kHalfTypes) {
+    for (const bool compact : {false, true}) {
+      for (const Pattern pattern : test::kPatterns) {
+        const auto sparsity = test::projection_sparsity(2, 3, {300, 128, {300, 170}}, pattern);
+        for (const int out_features : {8, 136, 264}) {
+          OutputShape shape{64, out_features, 72, true, compact, true, out_features != 136};
+          expect_update_and_dispatch_work(sparsity, {0, 300}, shape, dtype);
+        }
+      }
+    }
+  }
+}
+
+// Whole tiles besides the halved ones of a last round, of which small cases are made.
+TEST_F(GpuGemmO, MoreTilesThanClusters) {
+  for (const bool adds : {false, true}) {
+    const auto sparsity = test::projection_sparsity(1, 3, {1700, 128}, Pattern::kRandom);
+    OutputShape shape{64, 2056, 72, true, true, adds};
+    expect_update_and_dispatch_work(sparsity, {0, 1700}, shape);
+  }
+}
+
 TEST_F(GpuGemmO, OneStreamOfAJointSequence) {
   for (const TextPosition position : {TextPosition::kFirst, TextPosition::kLast}) {
     const Axis axis{350, 128, {350, 300}, 77, position};
@@ -126,7 +187,8 @@ TEST_F(GpuGemmO, OneStreamOfAJointSequence) {
 TEST_F(GpuGemmO, OrdersGrowWhileTheCachedHeadsStay) {
   for (const bool compact : {false, true}) {
     const auto sparsity = test::projection_sparsity(2, 3, {300, 128, {300, 170}}, Pattern::kRandom);
-    OutputLayer layer(*backend, sparsity, {0, 300}, {64, 264, 16, true, compact}, 2, DType::kBF16);
+    OutputLayer layer(*backend, sparsity, {0, 300}, {64, 264, 16, true, compact, compact}, 2,
+                      DType::kBF16);
     for (const int valid : {0, 1, 2, 2}) {
       SCOPED_TRACE(valid);
       layer.update(sparsity, 6);
@@ -226,6 +288,40 @@ class GpuOperations : public test::GpuTest {
     }
   }
 };
+
+// By the number of row tiles, two of them or two column tiles go together; 17 leave one alone.
+TEST_F(GpuOperations, LinearOfEveryNumberOfRows) {
+  for (const int rows : {1, 128, 129, 384, 1100, 2100}) {
+    const Tensor x = test::random_tensor(DType::kBF16, {rows, 136}, 1);
+    const Tensor w = test::random_tensor(DType::kBF16, {1032, 136}, 2, 0.05);
+    expect_same(test::canary_tensor(DType::kBF16, {rows, 1032}), 8e-3,
+                [&](Backend& b, const Tensor& out) {
+                  const PackedWeight weight = b.pack_weight(w, DType::kBF16, 0);
+                  const Tensor device_x = test::upload(b, x);
+                  b.linear(device_x, weight, {}, Activation::kNone, out, {});
+                  b.synchronize({});
+                });
+  }
+}
+
+// Each reads what the one before wrote, and writes what that read; none is waited for.
+TEST_F(GpuOperations, LinearLayersInARowWaitForEachOther) {
+  const Tensor w = test::random_tensor(DType::kBF16, {512, 512}, 2, 0.05);
+  const Tensor x = test::random_tensor(DType::kBF16, {2000, 512}, 1);
+  const PackedWeight weight = backend->pack_weight(w, DType::kBF16, 0);
+  Tensor results[2];
+  for (const bool waits : {true, false}) {
+    const Tensor a = test::upload(*backend, x), b = test::upload(*backend, x);
+    for (int layer = 0; layer < 40; ++layer) {
+      const bool forth = layer % 2 == 0;
+      backend->linear(forth ? a : b, weight, {}, Activation::kNone, forth ? b : a, {});
+      if (waits) backend->synchronize({});
+    }
+    results[waits] = x.clone();
+    test::download(*backend, a, results[waits]);
+  }
+  EXPECT_TRUE(test::same_bits(results[0], results[1]));
+}
 
 TEST_F(GpuOperations, Linear) {
   for (const Activation activation :

@@ -189,10 +189,20 @@ class CudaBackend final : public Backend {
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out,
               Stream stream) override {
-    const DeviceScope scope(device_index_);
-    DeviceGemmPlan spare;
-    lists_of(plan, spare, [](DeviceGemmPlan&) {
-    }).launch_q(plan, x, weight, bias, epilogue, out, target(stream));
+    const InputProjection projection{&plan, &weight, bias, epilogue, out};
+    project_heads(x, {&projection, 1}, stream);
+  }
+  void gemm_qkv(ConstTensorView x, std::span<const InputProjection> projections,
+                Stream stream) override {
+    const auto differs = [&](const InputProjection& p) {
+      return p.weight->dtype != projections[0].weight->dtype ||
+             p.weight->column_group != projections[0].weight->column_group;
+    };
+    if (projections.size() > cuda::kMaxProjections || std::ranges::any_of(projections, differs)) {
+      Backend::gemm_qkv(x, projections, stream);
+    } else if (!projections.empty()) {
+      project_heads(x, projections, stream);
+    }
   }
   void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
                      float steps_since_update, const BiasCacheView& cache, Stream stream) override {
@@ -246,6 +256,16 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  void project_heads(ConstTensorView x, std::span<const InputProjection> projections,
+                     Stream stream) {
+    const DeviceScope scope(device_index_);
+    DeviceGemmPlan spare[cuda::kMaxProjections];
+    DeviceGemmPlan* lists[cuda::kMaxProjections];
+    for (std::size_t i = 0; i < projections.size(); ++i) {
+      lists[i] = &lists_of(*projections[i].plan, spare[i], [](DeviceGemmPlan&) {});
+    }
+    cuda::launch_heads(x, projections, {lists, projections.size()}, target(stream));
+  }
   cuda::CutOptions cut_options() const { return {.num_sms = num_sms_}; }
   LaunchTarget target(Stream stream) const { return {arch_, num_sms_, handle_of(stream)}; }
 
