@@ -12,7 +12,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 
 # Public header -> the layer that owns it.
 PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order": "symbols",
-          "plan": "plan",
+          "plan": "plan", "selection": "backend",
           "backend": "backend", "attention": "ops", "gemm": "ops", "policy": "policy",
           "engine": "engine", "safetensors": "io", "png": "io", "flux": "models",
           "pipeline": "pipeline", "image_metrics": "pipeline", "record": "pipeline"}

@@ -68,25 +68,21 @@ void run_policy(OpCall& call) {
   }
   options.scope = scope == "head" ? PolicyScope::kHead : PolicyScope::kLayer;
 
-  SparseSymbols symbols(make_grid(call, "block_q", size(q, 0), size(q, 1)),
+  Backend& backend = call.backend();
+  SymbolWords words =
+      make_symbol_words(backend, make_grid(call, "block_q", size(q, 0), size(q, 1)),
                         make_grid(call, "block_kv", size(k, 0), size(k, 1)), size(q, 2));
-  BlockScoreOptions measured;
-  measured.similarity = options.sim_threshold.has_value();
-  BlockScores scores;
-  call.backend().block_scores(q, k, symbols.q_grid(), symbols.kv_grid(), measured, scores, {});
-  const SelectionScores selection = select_flashomni(options, /*ramp=*/1, scores, symbols);
-
   const index_t batch = q.size(0), heads = q.size(2);
-  const index_t q_blocks = symbols.q_grid().num_blocks(),
-                kv_blocks = symbols.kv_grid().num_blocks();
+  const index_t q_blocks = words.q_grid.num_blocks(), kv_blocks = words.kv_grid.num_blocks();
+  Tensor c = backend.allocate(DType::kF32, {batch, heads, q_blocks});
+  Tensor g = backend.allocate(DType::kF32, {batch, heads, q_blocks});
+  backend.select_symbols(q, k, options, /*ramp=*/1, words, {c, g}, {});
+
   Tensor cache = Tensor::host(DType::kU8, {batch, heads, q_blocks});
   Tensor skip = Tensor::host(DType::kU8, {batch, heads, q_blocks, kv_blocks});
-  symbols.to_masks({cache.as<std::uint8_t>(), static_cast<std::size_t>(cache.bytes())},
-                   {skip.as<std::uint8_t>(), static_cast<std::size_t>(skip.bytes())});
-  Tensor c = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
-  Tensor g = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
-  std::copy(selection.c.begin(), selection.c.end(), c.as<float>());
-  std::copy(selection.g.begin(), selection.g.end(), g.as<float>());
+  download_symbols(backend, words)
+      .to_masks({cache.as<std::uint8_t>(), static_cast<std::size_t>(cache.bytes())},
+                {skip.as<std::uint8_t>(), static_cast<std::size_t>(skip.bytes())});
   call.save("cache", std::move(cache));
   call.save("skip", std::move(skip));
   call.save("c_score", std::move(c));

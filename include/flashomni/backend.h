@@ -16,31 +16,10 @@
 #include "flashomni/device_timer.h"
 #include "flashomni/plan.h"
 #include "flashomni/projection.h"
+#include "flashomni/selection.h"
 #include "flashomni/tensor.h"
 
 namespace flashomni {
-
-struct BlockScoreOptions {
-  float scale = 0;               // of the logits; 0 = head_dim^-0.5
-  bool similarity = false;       // also fill q_similarity and k_similarity
-  bool subtract_k_mean = false;  // pool K minus its per-head mean over tokens
-  bool log_count_bias = false;   // add log(count / block) to the logits of short kv blocks
-  bool operator==(const BlockScoreOptions&) const = default;
-};
-
-// Block-pooled statistics of Q and K for policies, on the host.
-struct BlockScores {
-  int batch = 0, num_heads = 0, num_q_blocks = 0, num_kv_blocks = 0;
-  std::vector<float> logits;        // [batch, num_heads, q_blocks, kv_blocks]; 0 in empty blocks
-  std::vector<float> q_similarity;  // [batch, num_heads, q_blocks]  mean pairwise cosine of the
-  std::vector<float> k_similarity;  // [batch, num_heads, kv_blocks] tokens of a block
-  std::span<const float> logits_row(int item, int head, int q_block) const {
-    return {
-        logits.data() + ((static_cast<index_t>(item) * num_heads + head) * num_q_blocks + q_block) *
-                            num_kv_blocks,
-        static_cast<std::size_t>(num_kv_blocks)};
-  }
-};
 
 class Backend {
  public:
@@ -75,6 +54,13 @@ class Backend {
                                     Stream stream) = 0;
   virtual void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
                                const SparseSymbols* previous, GemmPlan& plan, Stream stream) = 0;
+  // The same from symbols in this backend's memory. Where the backend builds the lists there too,
+  // it waits for nothing and the plan has `lists_on_device`; the default reads the words back,
+  // which waits, and builds as above. The lists are those of `words` when the stream gets there.
+  virtual void build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
+                                         Stream stream);
+  virtual void build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
+                                    const SymbolWords* previous, GemmPlan& plan, Stream stream);
 
   // The contract of flashomni::attention (attention.h).
   virtual void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
@@ -115,6 +101,13 @@ class Backend {
   virtual void block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
                             const BlockGrid& kv_grid, const BlockScoreOptions& options,
                             BlockScores& scores, Stream stream) = 0;
+  // Writes `words` as select_flashomni (policy.h) chooses for Q and K, which are as above; `ramp`
+  // multiplies both thresholds. On a device every sum is fp32, and nothing is waited for. The first
+  // call on `words` allocates; those after it, of the same shapes, can be captured in a graph. The
+  // default measures with block_scores and selects on the host.
+  virtual void select_symbols(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options,
+                              double ramp, SymbolWords& words, const ScoreViews& scores,
+                              Stream stream);
   // out = sum over o of coefficients[o] * terms[o]; terms and out are contiguous and of one shape,
   // terms f32, out f32, bf16 or f16.
   virtual void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,

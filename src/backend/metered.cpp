@@ -79,6 +79,11 @@ double gemm_o_macs(const OutputProjection& projection, std::int64_t rows, int nu
   return mlp ? heads + product(mlp.size(0) * mlp.size(1), mlp.size(2), out_features) : heads;
 }
 
+// Of the map between pooled blocks.
+double pooled_macs(ConstTensorView q, const BlockGrid& q_grid, const BlockGrid& kv_grid) {
+  return product(q_grid.num_blocks(), kv_grid.num_blocks(), q.size(0) * q.size(2) * q.size(3));
+}
+
 }  // namespace
 
 double MeteredBackend::macs() const {
@@ -102,6 +107,19 @@ void MeteredBackend::build_gemm_plan(const SparseSymbols& symbols, int first_tok
                                      const SparseSymbols* previous, GemmPlan& plan, Stream stream) {
   const Meter meter(*this, OpKind::kPolicy, stream);
   backend_->build_gemm_plan(symbols, first_token, num_tokens, previous, plan, stream);
+}
+
+void MeteredBackend::build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
+                                               Stream stream) {
+  const Meter meter(*this, OpKind::kPolicy, stream);
+  backend_->build_attention_plan_from(words, plan, stream);
+}
+
+void MeteredBackend::build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
+                                          const SymbolWords* previous, GemmPlan& plan,
+                                          Stream stream) {
+  const Meter meter(*this, OpKind::kPolicy, stream);
+  backend_->build_gemm_plan_from(words, first_token, num_tokens, previous, plan, stream);
 }
 
 void MeteredBackend::attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
@@ -166,10 +184,15 @@ void MeteredBackend::gated_add(ConstTensorView y, ConstTensorView gate, TensorVi
 void MeteredBackend::block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
                                   const BlockGrid& kv_grid, const BlockScoreOptions& options,
                                   BlockScores& scores, Stream stream) {
-  const Meter meter(
-      *this, OpKind::kPolicy, stream,
-      product(q_grid.num_blocks(), kv_grid.num_blocks(), q.size(0) * q.size(2) * q.size(3)));
+  const Meter meter(*this, OpKind::kPolicy, stream, pooled_macs(q, q_grid, kv_grid));
   backend_->block_scores(q, k, q_grid, kv_grid, options, scores, stream);
+}
+
+void MeteredBackend::select_symbols(ConstTensorView q, ConstTensorView k,
+                                    const FlashOmniOptions& options, double ramp,
+                                    SymbolWords& words, const ScoreViews& scores, Stream stream) {
+  const Meter meter(*this, OpKind::kPolicy, stream, pooled_macs(q, words.q_grid, words.kv_grid));
+  backend_->select_symbols(q, k, options, ramp, words, scores, stream);
 }
 
 void MeteredBackend::forecast(std::span<const TensorView> terms,

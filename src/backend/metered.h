@@ -15,8 +15,8 @@ enum class OpKind : std::uint8_t { kAttention, kGemmQ, kGemmO, kLinear, kPolicy,
 inline constexpr int kNumOpKinds = 7;
 std::string_view op_kind_name(OpKind kind);  // "attention", "gemm_q", ..., "other"
 
-// Multiply-adds are those the plans leave to do; kPolicy is block scores and plans, kOther copies
-// and forecasts.
+// Multiply-adds are those the plans leave to do, 0 for plans whose lists are on a device; kPolicy
+// is block scores, selections and plans, kOther copies and forecasts.
 struct OpCost {
   double seconds = 0, macs = 0;
   std::int64_t calls = 0;
@@ -54,6 +54,10 @@ class MeteredBackend final : public Backend {
                             Stream stream) override;
   void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
                        const SparseSymbols* previous, GemmPlan& plan, Stream stream) override;
+  void build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
+                                 Stream stream) override;
+  void build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
+                            const SymbolWords* previous, GemmPlan& plan, Stream stream) override;
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                  float scale, TensorView out, TensorView lse, Stream stream) override;
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
@@ -75,6 +79,9 @@ class MeteredBackend final : public Backend {
   void block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
                     const BlockGrid& kv_grid, const BlockScoreOptions& options, BlockScores& scores,
                     Stream stream) override;
+  void select_symbols(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options,
+                      double ramp, SymbolWords& words, const ScoreViews& scores,
+                      Stream stream) override;
   void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,
                 TensorView out, Stream stream) override;
   void push_differences(ConstTensorView value, int order, float steps,

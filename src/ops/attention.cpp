@@ -12,6 +12,8 @@ void attention(Backend& backend, const AttentionPlan& plan, ConstTensorView q, C
                ConstTensorView v, float scale, TensorView out, TensorView lse, Stream stream) {
   constexpr const char* kOp = "attention";
   FO_CHECK(plan.num_heads > 0, "attention: plan is empty, expected one from build_attention_plan");
+  FO_CHECK(!plan.lists_on_device || backend.device().type != DeviceType::kCpu,
+           "attention: plan has its lists on a device, expected one built by a host backend");
   check_present(kOp, "q", q, 4);
   check_float(kOp, "q", q);
   check_present(kOp, "k", k, 4);

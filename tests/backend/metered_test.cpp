@@ -85,9 +85,15 @@ TEST_F(MeteredBackendTest, CountsDenseLayersAndTheRest) {
   metered_.build_gemm_plan(symbols_, 0, 20, nullptr, gemm_, {});
   metered_.build_attention_plan(symbols_, attention_, {});
   EXPECT_EQ(inner_->calls.scores, 1);
+  SymbolWords words = make_symbol_words(metered_, grid_, grid_, 2);
+  metered_.select_symbols(heads_, heads_, {}, 1, words, {}, {});
+  EXPECT_EQ(inner_->calls.select, 1);
+  metered_.build_gemm_plan_from(words, 0, 20, nullptr, gemm_, {});
+  metered_.build_attention_plan_from(words, attention_, {});
+  EXPECT_EQ(inner_->calls.plans_from_words, 2);
   const OpCost policy = cost(OpKind::kPolicy);
-  EXPECT_EQ(policy.calls, 3);
-  EXPECT_EQ(policy.macs, 5 * 5 * 2 * 8);
+  EXPECT_EQ(policy.calls, 6);
+  EXPECT_EQ(policy.macs, 2 * 5 * 5 * 2 * 8);
   metered_.forecast({}, {}, matrix, {});
   metered_.push_differences(matrix, 0, 1, {}, {});
   metered_.copy(matrix, matrix, {});

@@ -7,6 +7,7 @@ namespace flashomni::test {
 
 struct Calls {
   int gemm_q = 0, attention = 0, update = 0, dispatch = 0, scores = 0, forecast = 0, push = 0;
+  int select = 0, plans_from_words = 0;
   bool operator==(const Calls&) const = default;
 };
 
@@ -56,6 +57,17 @@ class IdleBackend : public Backend {
   void block_scores(ConstTensorView, ConstTensorView, const BlockGrid&, const BlockGrid&,
                     const BlockScoreOptions&, BlockScores&, Stream) override {
     ++calls.scores;
+  }
+  void select_symbols(ConstTensorView, ConstTensorView, const FlashOmniOptions&, double,
+                      SymbolWords&, const ScoreViews&, Stream) override {
+    ++calls.select;
+  }
+  void build_attention_plan_from(const SymbolWords&, AttentionPlan&, Stream) override {
+    ++calls.plans_from_words;
+  }
+  void build_gemm_plan_from(const SymbolWords&, int, int, const SymbolWords*, GemmPlan&,
+                            Stream) override {
+    ++calls.plans_from_words;
   }
   void forecast(std::span<const TensorView>, std::span<const float>, TensorView, Stream) override {
     ++calls.forecast;

@@ -8,6 +8,7 @@
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/linear_f32.h"
+#include "backend/cuda/policy.h"
 #include "core/half.h"
 
 namespace flashomni {
@@ -35,11 +36,18 @@ Lists& lists_of(const Plan& plan, Lists& spare, Fill&& fill) {
   return spare;
 }
 
+// The backend's lists of an object, made if there are none.
+template <typename Lists>
+Lists& lists_in(BackendLists& lists) {
+  if (!lists) lists = {new Lists, [](void* data) { delete static_cast<Lists*>(data); }};
+  return *static_cast<Lists*>(lists.get());
+}
+
 // Moves the lists out of a plan while `build` makes it anew, so that their storage is used again.
 template <typename Lists, typename Plan, typename Build>
 Lists& rebuild(Plan& plan, Build&& build) {
   BackendLists lists = std::move(plan.backend_lists);
-  if (!lists) lists = {new Lists, [](void* data) { delete static_cast<Lists*>(data); }};
+  lists_in<Lists>(lists);
   plan.backend_lists = no_backend_lists();
   build();
   plan.backend_lists = std::move(lists);
@@ -242,7 +250,14 @@ class CudaBackend final : public Backend {
                     const BlockGrid& kv_grid, const BlockScoreOptions& options, BlockScores& scores,
                     Stream stream) override {
     const DeviceScope scope(device_index_);
-    pooling_.run(q, k, q_grid, kv_grid, options, scores, handle_of(stream));
+    scorer_.run({q, k, q_grid, kv_grid}, options, scores, handle_of(stream));
+  }
+  void select_symbols(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options,
+                      double ramp, SymbolWords& words, const ScoreViews& scores,
+                      Stream stream) override {
+    const DeviceScope scope(device_index_);
+    lists_in<cuda::SymbolSelector>(words.backend_lists)
+        .run(q, k, options, ramp, words, scores, handle_of(stream));
   }
   void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,
                 TensorView out, Stream stream) override {
@@ -271,7 +286,7 @@ class CudaBackend final : public Backend {
 
   int device_index_, arch_, num_sms_;
   std::string description_;
-  cuda::BlockPooling pooling_;
+  cuda::BlockScorer scorer_;
   EventTimer timer_;
 };
 
