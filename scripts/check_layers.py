@@ -21,7 +21,7 @@ PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order"
 # The first matching folder counts.
 KERNELS = ["core/", "symbols/layout.h", "plan/", "backend/registry.h", "backend/cpu_features.h"]
 LAYERS = [
-    ("src/core", "core", ["core/"], []),
+    ("src/core", "core", ["core/"], ["sys/mman.h"]),  # huge pages under large tensors
     ("src/symbols", "core symbols", ["core/", "symbols/"], []),
     ("src/plan", "core symbols plan", ["core/", "symbols/", "plan/"], []),
     ("src/backend/reference", "core symbols plan backend", KERNELS + ["backend/reference/"], []),
