@@ -2,7 +2,8 @@
 """Measures with the command-line tool and renders the tables of docs/ from what was measured.
 
   bench/report.py quality   `flashomni eval` over the sweeps below -> quality/*.json, docs/img;
-                            --sweeps NAME,... for some; goes on where it was stopped
+                            --sweeps NAME,... for some; --jobs N runs parts of each side by side;
+                            --backend cuda: on the GPU; goes on where it was stopped
   bench/report.py operators time the CPU operators against the machine's peak -> operators.json
   bench/report.py render    rewrite the tables of docs/benchmarks.md and docs/quality.md;
                             --check only compares
@@ -10,10 +11,12 @@
 Every file under bench/results/ keeps the command, the commit, the date and the machine.
 """
 import argparse
+import concurrent.futures
 import datetime
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -33,14 +36,22 @@ OPERATORS = [
 ]
 
 
-# Name -> arguments of eval. One thread and the processor's time, so that figures do not depend on
-# what else the machine does.
+# Name -> (settings, side in pixels, prompts). Sweeps of one size share their pictures. On the CPU
+# one thread and the processor's time, so that figures do not depend on what else the machine does.
 SWEEPS = {
-    "presets-256": "--settings bench/settings/presets.json -W 256 -H 256 --count 24",
-    "presets-128": "--settings bench/settings/presets.json -W 128 -H 128 --count 128",
-    "pareto-128": "--settings bench/settings/pareto-128.json -W 128 -H 128 --count 24",
+    "presets-256": ("bench/settings/presets.json", 256, 24),
+    "presets-128": ("bench/settings/presets.json", 128, 256),
+    "pareto-256": ("bench/settings/pareto-256.json", 256, 8),
+    "pareto-128": ("bench/settings/pareto-128.json", 128, 24),
 }
-COMMON = "--threads 1 --clock cpu"
+
+
+CLOCKS = {"cpu": "--threads 1 --clock cpu", "cuda": "--backend cuda"}
+
+
+def eval_command(backend, settings, side, count, first=0):
+    return (f"flashomni eval --settings {settings} -W {side} -H {side} "
+            f"{f'--first {first} ' if first else ''}--count {count} {CLOCKS[backend]}")
 
 
 def run_json(tool, *arguments):
@@ -71,17 +82,60 @@ def save(name, rows, command, **facts):
     print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
 
 
+def run_eval(tool, command, folder):
+    subprocess.run([str(tool), *command.split()[1:], "-o", str(folder)], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def list_shards(name, jobs):
+    """(first prompt, prompts, settings) of parts of a sweep, about twice as many as jobs."""
+    settings, _, count = SWEEPS[name]
+    every = json.loads((ROOT / settings).read_text())
+    every.pop("description")
+    prompts, groups = max(1, count // (2 * jobs)), min(-(-jobs // count), len(every))
+    return [(first, min(prompts, count - first), dict(list(every.items())[group::groups]))
+            for first in range(0, count, prompts) for group in range(groups)]
+
+
+def add_lines(path, other):
+    lines = path.read_text().splitlines() if path.exists() else []
+    new = [line for line in other.read_text().splitlines() if line not in set(lines)]
+    path.write_text("".join(line + "\n" for line in lines + new))
+
+
+def run_shards(options, name, folder):
+    """The parts of a sweep as processes of their own, then all their runs in one folder."""
+    def run_shard(number, shard):
+        first, prompts, settings = shard
+        part = folder.parent / f"{name}-{options.backend}-parts" / str(number)
+        part.mkdir(parents=True, exist_ok=True)
+        file = part / "settings.json"
+        file.write_text(json.dumps(settings))
+        run_eval(options.tool,
+                 eval_command(options.backend, file, SWEEPS[name][1], prompts, first), part)
+        return part
+
+    shards = list_shards(name, options.jobs)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        parts = list(pool.map(run_shard, range(len(shards)), shards))
+    for part in parts:
+        shutil.copytree(part / "pictures", folder / "pictures", dirs_exist_ok=True)
+        shutil.copy(part / "eval.json", folder / "eval.json")
+        for lines in part.glob("*.jsonl"):
+            add_lines(folder / lines.name, lines)
+
+
 def measure_quality(options):
     for name in options.sweeps.split(","):
-        arguments = f"{SWEEPS[name]} {COMMON} -o out/eval/{name}"
-        print(f"flashomni eval {arguments}", file=sys.stderr)
-        subprocess.run([str(options.tool), "eval", *arguments.split()], cwd=ROOT, check=True,
-                       stdout=subprocess.DEVNULL)
-        folder = ROOT / "out" / "eval" / name
+        command = eval_command(options.backend, *SWEEPS[name])
+        folder = ROOT / "out" / "eval" / f"{SWEEPS[name][1]}-{options.backend}"
+        print(command, file=sys.stderr)
+        if options.jobs > 1:
+            run_shards(options, name, folder)
+        run_eval(options.tool, command, folder)
         summary = json.loads((folder / "summary.json").read_text())
         (RESULTS / "quality").mkdir(parents=True, exist_ok=True)
-        record = {"command": f"flashomni eval {SWEEPS[name]} {COMMON}",
-                  "date": datetime.date.today().isoformat(), **summary}
+        record = {"command": command, "date": datetime.date.today().isoformat(), **summary}
         (RESULTS / "quality" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         for axis in ("work", "seconds") if name.startswith("pareto") else ():
             picture = (folder / f"psnr-over-{axis}.svg").read_text()
@@ -114,6 +168,13 @@ def interval(estimate, digits):
     return f"{estimate['mean']:.{digits}f} +- {estimate['high'] - estimate['mean']:.{digits}f}"
 
 
+def quality_source(record):
+    pairs = record["settings"][0]["pairs"]
+    device = record["machine"] if record["backend"] == "cpu" else record["device"]
+    return (f"`{record['command']}`, {record['date']}, commits {', '.join(record['commits'])}, "
+            f"{device}; {pairs} pairs a row.")
+
+
 def render_quality(record):
     cells = []
     for row in record["settings"]:
@@ -125,10 +186,22 @@ def render_quality(record):
                       f"+{captions['right_only_sparse']})" if captions else "-",
                       interval(row["speedup"], 2)])
     header = ["setting", "MACs / dense", "PSNR dB", "worst", "SSIM", "captions right",
-              "speed-up (CPU time)"]
-    pairs = record["settings"][0]["pairs"]
-    return (f"`{record['command']}`, {record['date']}, commits {', '.join(record['commits'])}, "
-            f"{record['machine']}; {pairs} pairs a row.\n\n{table(header, cells)}")
+              "speed-up (CPU time)" if record["clock"] == "cpu" else "speed-up"]
+    return quality_source(record) + "\n\n" + table(header, cells)
+
+
+def render_compare(record):
+    """The presets with what they leave out, and the seconds themselves."""
+    cells = []
+    for row in record["settings"]:
+        cells.append([row["name"], interval(row["speedup"], 2),
+                      f"{row['dense_seconds']['mean']:.1f} -> {row['seconds']['mean']:.1f}",
+                      interval(row["psnr_db"], 1), f"{row['psnr_db']['min']:.1f}",
+                      interval(row["ssim"], 3), f"{row['attention_sparsity']['mean']:.3f}",
+                      f"{row['macs_ratio']['mean']:.3f}"])
+    header = ["preset", "speed-up", "seconds, dense -> sparse", "PSNR dB", "worst", "SSIM",
+              "attention left out", "MACs / dense"]
+    return quality_source(record) + "\n\n" + table(header, cells)
 
 
 def render_operators(record):
@@ -183,25 +256,28 @@ def gpu_source(record):
                      f"{record['cudnn']}.", *(f"{reason}." for reason in sorted(lost))])
 
 
-def renderer_of(path):
-    """The section's name, its renderer, and the page that holds it."""
+def sections_of(path):
+    """(name, renderer, page) of every table that a file of results fills."""
     if path.parent.name == "quality":
-        return path.stem, render_quality, QUALITY_DOC
+        sections = [(path.stem, render_quality, QUALITY_DOC)]
+        if path.stem == "presets-256":
+            sections.append(("compare-256", render_compare, DOC))
+        return sections
     if path.parent != RESULTS:
-        return f"{path.parent.name}-{path.stem}", render_gpu, DOC
-    return path.stem, render_operators, DOC
+        return [(f"{path.parent.name}-{path.stem}", render_gpu, DOC)]
+    return [(path.stem, render_operators, DOC)]
 
 
 def render(options):
     pages = {page: page.read_text() for page in (DOC, QUALITY_DOC)}
     for path in sorted(RESULTS.glob("**/*.json")):
-        name, render_body, page = renderer_of(path)
-        body = render_body(json.loads(path.read_text()))
-        section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not section.search(pages[page]):
-            sys.exit(f"{page.name}: no section <!-- begin {name} --> for {path.name}")
-        pages[page] = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2),
-                                  pages[page])
+        for name, render_body, page in sections_of(path):
+            body = render_body(json.loads(path.read_text()))
+            section = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
+            if not section.search(pages[page]):
+                sys.exit(f"{page.name}: no section <!-- begin {name} --> for {path.name}")
+            pages[page] = section.sub(lambda match: match.group(1) + body + "\n" + match.group(2),
+                                      pages[page])
     for page, text in pages.items():
         if options.check and text != page.read_text():
             sys.exit(f"{page.name} is not what bench/results say: run bench/report.py render")
@@ -214,6 +290,8 @@ def main():
     parser.add_argument("what", choices=["quality", "operators", "render"])
     parser.add_argument("--tool", default=ROOT / "flashomni")
     parser.add_argument("--sweeps", default=",".join(SWEEPS))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--backend", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     {"quality": measure_quality, "operators": measure_operators, "render": render}[options.what](

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "commands.h"
+#include "number_checks.h"
 
 namespace flashomni::cli {
 
@@ -10,7 +11,7 @@ void add_backend_options(CLI::App& command, BackendChoice& choice) {
   command.add_option("--backend", choice.name, "auto, reference, cpu or cuda")
       ->capture_default_str();
   command.add_option("--threads", choice.threads, "CPU threads; 0: one per core")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
 }
 

@@ -13,6 +13,7 @@
 #include "bench_jobs.h"
 #include "commands.h"
 #include "flashomni/error.h"
+#include "number_checks.h"
 #include "progress.h"
 #include "version.h"
 
@@ -243,17 +244,16 @@ void add_bench(CLI::App& app, Command& selected) {
   };
   add("op", options->op, "attention, gemm-q, gemm-o, linear, policy or step")->required();
   add_list("--seq", options->seq_lens, "tokens");
-  add("--heads", options->heads, "heads")->check(CLI::PositiveNumber);
-  add("--head-dim", options->head_dim, "features of a head")->check(CLI::PositiveNumber);
+  add("--heads", options->heads, "heads")->check(kPositive);
+  add("--head-dim", options->head_dim, "features of a head")->check(kPositive);
   add("--dtype", options->dtype, "f32, bf16 or f16");
   add("--kind", options->kind, "skip, cache or mix; gemm-q and gemm-o know cache only");
   add_list("--sparsity", options->sparsities, "shares of the work to leave out");
   add("--pattern", options->pattern, "random, clustered or skewed");
-  add("--block", options->block, "tokens a symbol covers")->check(CLI::PositiveNumber);
-  add("--text", options->text, "leading text tokens, never left out")
-      ->check(CLI::NonNegativeNumber);
+  add("--block", options->block, "tokens a symbol covers")->check(kPositive);
+  add("--text", options->text, "leading text tokens, never left out")->check(kNotNegative);
   add("--interval", options->interval, "gemm-o and step: one update, the rest dispatches")
-      ->check(CLI::PositiveNumber);
+      ->check(kPositive);
   add("--seed", options->seed, "of the masks");
   add("--seconds", options->seconds, "to measure each row for, at least");
   add("--runs", options->min_runs, "of each row, unless that takes five times as long");

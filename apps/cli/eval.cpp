@@ -13,6 +13,7 @@
 #include "flashomni/error.h"
 #include "flashomni/png.h"
 #include "generation.h"
+#include "number_checks.h"
 
 namespace flashomni::cli {
 namespace {
@@ -114,12 +115,15 @@ void add_eval(CLI::App& app, Command& selected) {
   command->add_option("--prompts", arguments->prompts,
                       "one prompt a line, or a JSON list of captions; default the model's held-out "
                       "captions");
-  const auto number = [&](const char* name, int& value, const char* help) {
-    command->add_option(name, value, help)->check(CLI::NonNegativeNumber)->capture_default_str();
-  };
-  number("--first", arguments->first, "the first prompt of the list to draw");
-  number("--count", arguments->count, "how many prompts");
-  number("--seeds", arguments->seeds, "pictures a prompt");
+  command->add_option("--first", arguments->first, "the first prompt of the list to draw, from 0")
+      ->check(kNotNegative)
+      ->capture_default_str();
+  command->add_option("--count", arguments->count, "how many prompts")
+      ->check(kPositive)
+      ->capture_default_str();
+  command->add_option("--seeds", arguments->seeds, "pictures a prompt")
+      ->check(kPositive)
+      ->capture_default_str();
   command->add_option("--clock", arguments->clock, "what seconds count: wall, or cpu time")
       ->check(CLI::IsMember({"wall", "cpu"}))
       ->capture_default_str();

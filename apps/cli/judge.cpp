@@ -9,6 +9,7 @@
 #include "caption_judge.h"
 #include "commands.h"
 #include "generation.h"
+#include "number_checks.h"
 #include "picture_file.h"
 
 namespace flashomni::cli {
@@ -103,7 +104,7 @@ void add_judge(CLI::App& app, Command& selected) {
                       "the held-out caption of all of them; default: the first picture is of the "
                       "caption --first, the second of the next, and so on");
   command->add_option("--first", arguments->first, "number of the first picture's caption")
-      ->check(CLI::NonNegativeNumber)
+      ->check(kNotNegative)
       ->capture_default_str();
   command->add_option("-m,--model", arguments->model, "folder with heldout/captions.json");
   command->add_flag("--json", arguments->json, "one JSON object on stdout");

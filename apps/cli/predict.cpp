@@ -97,14 +97,18 @@ struct Prediction {
   double dense_seconds = 0, dense_macs = 0, seconds = 0, macs = 0;
   CacheBytes caches;
 
-  // The share of a dense step's work, or of its time where no work is counted, that a dispatch
-  // step does in operator `name`.
-  double left(const std::string& name) const {
+  // Shares of a dense step's work, or of its time where no work is counted, in one operator.
+  // Policies that leave something out on updates leave nothing to do on dispatch steps, so that
+  // one sum tells both.
+  struct Left {
+    double update = 1, dispatch = 0;
+  };
+  Left left(const std::string& name) const {
     const OpTime dense = op_of(step, name), run = op_of(probe.run, name);
     const double unit = (dense.macs > 0 ? dense.macs : dense.seconds) / branches;
-    if (unit <= 0) return 0;
-    const double done = dense.macs > 0 ? run.macs : run.seconds;
-    return std::clamp(done / unit - Probe::kFull, 0.0, 1.0);
+    if (unit <= 0) return {};
+    const double beyond = (dense.macs > 0 ? run.macs : run.seconds) / unit - Probe::kFull;
+    return {dense.macs > 0 ? std::clamp(1 + beyond, 0.0, 1.0) : 1.0, std::clamp(beyond, 0.0, 1.0)};
   }
 };
 
@@ -123,7 +127,9 @@ void add_operators(Prediction& prediction, int steps) {
   for (const OpTime& op : prediction.step.op_times) {
     of_ops += op.seconds;
     if (op.op == "policy") continue;
-    const double times = prediction.full_steps + prediction.dispatches * prediction.left(op.op);
+    const Prediction::Left left = prediction.left(op.op);
+    const double times = prediction.full_steps - prediction.updates * (1 - left.update) +
+                         prediction.dispatches * left.dispatch;
     prediction.seconds += op.seconds * times;
     prediction.macs += op.macs * times;
   }
@@ -164,7 +170,8 @@ ordered_json rates_of(const Prediction& prediction, double peak) {
                      {"share_of_dense_time", op.seconds / prediction.step.seconds_denoise},
                      {"gflops", gflops},
                      {"share_of_peak", peak > 0 ? ordered_json(gflops / peak) : ordered_json()},
-                     {"left_on_dispatch", prediction.left(op.op)}});
+                     {"left_on_update", prediction.left(op.op).update},
+                     {"left_on_dispatch", prediction.left(op.op).dispatch}});
   }
   return rates;
 }

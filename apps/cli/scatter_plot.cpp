@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kWidth = 860, kHeight = 480, kLeft = 60, kRight = 190, kTop = 40, kBottom = 50;
 constexpr int kTicks = 6;
-// Okabe and Ito's palette: told apart by people who see few colours; then repeated.
+// Okabe and Ito's palette: told apart by people who see few colours.
 constexpr const char* kColors[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                    "#e69f00", "#56b4e9", "#999999"};
 
@@ -89,21 +89,65 @@ std::vector<std::string> groups_of(const std::vector<PlotPoint>& points) {
   return groups;
 }
 
-const char* color_of(const std::vector<std::string>& groups, const std::string& group) {
-  const auto index = std::ranges::find(groups, group) - groups.begin();
-  return kColors[index % std::size(kColors)];
+// A mark of the group's colour at a point of the page; when the colours are used up, of another
+// shape.
+std::string mark_at(const std::vector<std::string>& groups, const std::string& group, double x,
+                    double y) {
+  const std::size_t index = std::ranges::find(groups, group) - groups.begin();
+  const char* color = kColors[index % std::size(kColors)];
+  if (index < std::size(kColors)) {
+    return print("<circle cx='%.1f' cy='%.1f' r='4.5' fill='%s'/>", x, y, color);
+  }
+  const int turn = index < 2 * std::size(kColors) ? 0 : 45;
+  return print("<path d='M%.1f %.1fh8v8h-8z' transform='rotate(%d %.1f %.1f)' fill='%s'/>", x - 4,
+               y - 4, turn, x, y, color);
 }
 
 std::string legend(const std::vector<std::string>& groups) {
   std::string svg;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     const double y = kTop + 10 + 20.0 * static_cast<double>(i);
-    svg += print("<circle cx='%.1f' cy='%.1f' r='5' fill='%s'/><text x='%.1f' y='%.1f'>%s</text>\n",
-                 kWidth - kRight + 20, y, color_of(groups, groups[i]), kWidth - kRight + 32, y + 4,
+    svg += mark_at(groups, groups[i], kWidth - kRight + 20, y);
+    svg += print("<text x='%.1f' y='%.1f'>%s</text>\n", kWidth - kRight + 32, y + 4,
                  escape(groups[i]).c_str());
   }
   return svg;
 }
+
+// Names beside points: above to the left, else below to the right, else none where they would lie
+// on another name or leave the page.
+class Labels {
+ public:
+  std::string place(const std::string& text, double x, double y) {
+    const double width = kLetter * static_cast<double>(text.size());
+    if (take({x - 7 - width, y - 6 - kLine, width})) return label(text, x - 7, y - 6, "end");
+    if (take({x + 7, y + 14 - kLine, width})) return label(text, x + 7, y + 14, "start");
+    return {};
+  }
+
+ private:
+  static constexpr double kLetter = 6, kLine = 11;  // of the label's font, pixels
+  struct Box {
+    double x, y, width;
+  };
+
+  bool take(const Box& box) {
+    const auto meets = [&](const Box& other) {
+      return box.x < other.x + other.width && other.x < box.x + box.width &&
+             std::abs(box.y - other.y) < kLine;
+    };
+    if (box.x < kLeft || box.x + box.width > kWidth - kRight) return false;
+    if (std::ranges::any_of(taken_, meets)) return false;
+    taken_.push_back(box);
+    return true;
+  }
+  static std::string label(const std::string& text, double x, double y, const char* anchor) {
+    return print("<text class='label' x='%.1f' y='%.1f' text-anchor='%s'>%s</text>\n", x, y, anchor,
+                 escape(text).c_str());
+  }
+
+  std::vector<Box> taken_;
+};
 
 std::string frontier_line(const std::vector<PlotPoint>& points, const std::vector<int>& frontier,
                           const Axis& x, const Axis& y) {
@@ -112,21 +156,22 @@ std::string frontier_line(const std::vector<PlotPoint>& points, const std::vecto
     svg += print("%.1f,%.1f ", x.place(points[i].x), y.place(points[i].y));
   }
   svg += "'/>\n";
+  Labels labels;
   for (const int i : frontier) {
-    svg +=
-        print("<text class='label' x='%.1f' y='%.1f' text-anchor='end'>%s</text>\n",
-              x.place(points[i].x) - 7, y.place(points[i].y) - 6, escape(points[i].label).c_str());
+    svg += labels.place(points[i].label, x.place(points[i].x), y.place(points[i].y));
   }
   return svg;
 }
 
-std::string mark(const PlotPoint& point, const char* color, const Axis& x, const Axis& y) {
+std::string mark(const PlotPoint& point, const std::vector<std::string>& groups, const Axis& x,
+                 const Axis& y) {
   const double at = x.place(point.x);
   return print(
-      "<g><title>%s: %.4g, %.1f (%.1f to %.1f)</title><line stroke='%s' x1='%.1f' y1='%.1f' "
-      "x2='%.1f' y2='%.1f'/><circle cx='%.1f' cy='%.1f' r='4.5' fill='%s'/></g>\n",
-      escape(point.label).c_str(), point.x, point.y, point.y_low, point.y_high, color, at,
-      y.place(point.y_low), at, y.place(point.y_high), at, y.place(point.y), color);
+             "<g><title>%s: %.4g, %.1f (%.1f to %.1f)</title><line class='spread' x1='%.1f' "
+             "y1='%.1f' x2='%.1f' y2='%.1f'/>",
+             escape(point.label).c_str(), point.x, point.y, point.y_low, point.y_high, at,
+             y.place(point.y_low), at, y.place(point.y_high)) +
+         mark_at(groups, point.group, at, y.place(point.y)) + "</g>\n";
 }
 
 }  // namespace
@@ -158,8 +203,9 @@ std::string scatter_plot(const PlotTitles& titles, const std::vector<PlotPoint>&
   const Axis x(x_low, x_high, kLeft, kWidth - kRight), y(y_low, y_high, kHeight - kBottom, kTop);
   std::string svg = print(
       "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 %.0f %.0f' font-family='sans-serif' "
-      "font-size='12'>\n<style>text{fill:#222}rect{fill:#fff}.grid{stroke:#ddd}.label{font-size:"
-      "11px}.frontier{fill:none;stroke:#888;stroke-dasharray:4 3}@media(prefers-color-scheme:dark)"
+      "font-size='12'>\n<style>text{fill:#222}rect{fill:#fff}.grid{stroke:#ddd}.spread{stroke:#888}"
+      ".label{font-size:11px}.frontier{fill:none;stroke:#888;stroke-dasharray:4 "
+      "3}@media(prefers-color-scheme:dark)"
       "{text{fill:#ddd}rect{fill:#161616}.grid{stroke:#3a3a3a}}</style>\n"
       "<rect width='%.0f' height='%.0f'/>\n",
       kWidth, kHeight, kWidth, kHeight);
@@ -173,7 +219,7 @@ std::string scatter_plot(const PlotTitles& titles, const std::vector<PlotPoint>&
   const std::vector<std::string> groups = groups_of(points);
   svg += legend(groups);
   svg += frontier_line(points, pareto_frontier(points), x, y);
-  for (const PlotPoint& point : points) svg += mark(point, color_of(groups, point.group), x, y);
+  for (const PlotPoint& point : points) svg += mark(point, groups, x, y);
   return svg + "</svg>\n";
 }
 

@@ -49,6 +49,7 @@ Setting parse_setting(const std::string& text) {
 
 std::vector<Setting> read_settings(const std::string& path) {
   std::ifstream file(path);
+  if (!file) throw UsageError("--settings: there is no file " + path);
   const auto json = nlohmann::ordered_json::parse(file, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) throw UsageError("--settings: " + path + " is not a JSON object");
   std::vector<Setting> settings;

@@ -1,8 +1,9 @@
 // tune.cpp -- `flashomni tune`: finds a preset for a model and a size.
 //
-// Every schedule of a grid is first tried as a cheap proxy: half the width and height, two prompts.
-// The proxy orders the candidates; how far it is off is learnt from each full paired run, and the
-// most promising candidate left is run in full next, until none left can beat the best found.
+// Every schedule of a grid is first tried as a cheap proxy: half the width and height, blocks of
+// half the tokens, two prompts. The proxy orders the candidates; how far it is off is learnt from
+// each full paired run, and the most promising candidate left is run in full next, until none left
+// can beat the best found.
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -14,10 +15,12 @@
 #include <memory>
 
 #include "commands.h"
+#include "eval_marks.h"
 #include "eval_report.h"
 #include "eval_runs.h"
 #include "flashomni/error.h"
 #include "generation.h"
+#include "number_checks.h"
 #include "progress.h"
 #include "version.h"
 
@@ -33,7 +36,7 @@ constexpr double kCliffDb = 4;  // a step in the grid that costs more than this 
 struct TuneArguments {
   ModelArguments model;
   std::optional<double> target_psnr, target_speedup;
-  std::string budget = "10m", prompts, out = "tuned.json", folder = "out/tune";
+  std::string budget = "10m", prompts, out = "tuned.json", folder = "out/tune", clock = "wall";
   int count = 4;
   bool json = false, verbose = false;
 };
@@ -68,6 +71,16 @@ struct Measured {
   double psnr_db = 0, speedup = 0;
 };
 
+// Ways of leaving work out, each with every schedule of the grid.
+struct Family {
+  const char *name, *setting;
+};
+constexpr Family kFamilies[] = {
+    {"layers", "flashomni,tau-q=0.8,tau-kv=0.1,block=64,layer-cache=0.5"},
+    {"layers+keys", "spargeattn+taylorseer,block=64"},
+    {"blocks", "flashomni,tau-q=0.5,tau-kv=0.05,block=64,layer-cache=0"},
+};
+
 struct Candidate {
   std::string family;
   int warmup = 0, interval = 0;
@@ -80,17 +93,16 @@ struct Candidate {
   }
 };
 
-// Schedules from careful to bold, with layers cached whole where few blocks live, and without.
+// Schedules from careful to bold.
 std::vector<Candidate> make_grid(int steps) {
   std::vector<Candidate> grid;
-  for (const char* family : {"flashomni,tau-q=0.8,tau-kv=0.1,block=64,layer-cache=0.5",
-                             "flashomni,tau-q=0.5,tau-kv=0.05,block=64,layer-cache=0"}) {
+  for (const Family& family : kFamilies) {
     for (const int warmup : {8, 6, 5, 4, 3}) {
       for (const int interval : {2, 3, 4, 5}) {
         if (warmup + interval >= steps) continue;
-        const std::string text =
-            std::string(family) + print(",warmup=%d,interval=%d", warmup, interval);
-        grid.push_back({family, warmup, interval, parse_setting(text), {}, nullptr});
+        const std::string text = print("%s W%d N%d=%s,warmup=%d,interval=%d", family.name, warmup,
+                                       interval, family.setting, warmup, interval);
+        grid.push_back({family.name, warmup, interval, parse_setting(text), {}, nullptr});
       }
     }
   }
@@ -153,8 +165,11 @@ class Tuner {
     if (captions.size() > static_cast<std::size_t>(prompts)) captions.resize(prompts);
     const std::vector<EvalJob> jobs = list_jobs(captions, 0, 1);
     run_missing(session_, store, {setting}, jobs, arguments_.verbose);
-    const auto summary = summarise({}, pair_up(store, {setting}, jobs), Clock::kWall, {});
-    return summary["settings"][0];
+    std::vector<EvaluatedSetting> evaluated = pair_up(store, {setting}, jobs);
+    const bool is_proxy = session_.request.width != whole_.width;
+    if (!is_proxy) mark_captions(store, session_.model, jobs, evaluated);
+    const Clock clock = arguments_.clock == "cpu" ? Clock::kCpu : Clock::kWall;
+    return summarise({}, evaluated, clock, {})["settings"][0];
   }
 
   void try_proxies();
@@ -178,7 +193,10 @@ void Tuner::try_proxies() {
   session_.request.height = half(whole_.height);
   const std::string name = print("proxy-%dx%d", session_.request.width, session_.request.height);
   for (Candidate& candidate : grid_) {
-    const ordered_json row = evaluate(candidate.setting, name, kProxyPrompts);
+    Setting proxy = candidate.setting;  // few blocks would seldom cache a layer whole
+    proxy.sparsity.engine.block_q /= 2;
+    proxy.sparsity.engine.block_kv /= 2;
+    const ordered_json row = evaluate(proxy, name, kProxyPrompts);
     candidate.proxy = {row["psnr_db"]["mean"].get<double>(),
                        1 / row["macs_ratio"]["mean"].get<double>()};
     if (Clock_::now() - start > (end_ - start) / 2) break;
@@ -223,8 +241,8 @@ Candidate* Tuner::most_promising(const Candidate* best) {
 void Tuner::confirm(Candidate& candidate) {
   const std::string name = print("full-%dx%d", whole_.width, whole_.height);
   candidate.full = evaluate(candidate.setting, name, arguments_.count);
-  say(print("W %d, N %d: %.1f dB, %.2f times as fast, on %d prompts", candidate.warmup,
-            candidate.interval, candidate.confirmed().psnr_db, candidate.confirmed().speedup,
+  say(print("%s: %.1f dB, %.2f times as fast, on %d prompts", candidate.setting.name.c_str(),
+            candidate.confirmed().psnr_db, candidate.confirmed().speedup,
             candidate.full["pairs"].get<int>()));
 }
 
@@ -272,8 +290,9 @@ ordered_json make_preset(const TuneArguments& arguments, const Session& session,
   ordered_json evidence = facts_of(session);
   evidence["commit"] = kCommit;
   evidence["target"] = target_text(arguments);
-  for (const char* key :
-       {"pairs", "psnr_db", "ssim", "macs_ratio", "speedup", "seconds", "dense_seconds", "worst"}) {
+  evidence["clock"] = arguments.clock;
+  for (const char* key : {"pairs", "psnr_db", "ssim", "captions", "macs_ratio", "speedup",
+                          "seconds", "dense_seconds", "worst"}) {
     evidence[key] = chosen.full[key];
   }
   evidence["cliffs"] = tuner.cliffs(chosen);
@@ -308,6 +327,10 @@ void run(const TuneArguments& arguments) {
     throw UsageError("tune needs either --target-psnr or --target-speedup");
   }
   parse_budget(arguments.budget);
+  const std::filesystem::path folder = std::filesystem::path(arguments.out).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    throw UsageError("--out: there is no folder " + folder.string());
+  }
   Session session = open_model(arguments.model);
   Tuner tuner(arguments, session);
   const Candidate* chosen = tuner.search();
@@ -333,20 +356,27 @@ void add_tune(CLI::App& app, Command& selected) {
   const auto arguments = std::make_shared<TuneArguments>();
   CLI::App* command =
       app.add_subcommand("tune", "finds a preset for a model and size that meets a target");
-  command->add_option("--target-psnr", arguments->target_psnr,
-                      "dB on average to the dense pictures; the fastest preset that has it");
-  command->add_option("--target-speedup", arguments->target_speedup,
-                      "times as fast as dense; the preset nearest to dense that has it");
+  command
+      ->add_option("--target-psnr", arguments->target_psnr,
+                   "dB on average to the dense pictures; the fastest preset that has it")
+      ->check(kPositive);
+  command
+      ->add_option("--target-speedup", arguments->target_speedup,
+                   "times as fast as dense; the preset nearest to dense that has it")
+      ->check(kPositive);
   command->add_option("--budget", arguments->budget, "time to take: 90s, 10m, 1h")
       ->capture_default_str();
   command->add_option("--prompts", arguments->prompts,
                       "as of eval; default the model's held-out captions");
   command->add_option("--count", arguments->count, "prompts of a full run")
-      ->check(CLI::PositiveNumber)
+      ->check(kPositive)
       ->capture_default_str();
   command->add_option("--folder", arguments->folder, "for the runs; finished ones are not repeated")
       ->capture_default_str();
   command->add_option("-o,--out", arguments->out, "preset to write")->capture_default_str();
+  command->add_option("--clock", arguments->clock, "what seconds count: wall, or cpu time")
+      ->check(CLI::IsMember({"wall", "cpu"}))
+      ->capture_default_str();
   add_model_options(*command, arguments->model);
   command->add_flag("--json", arguments->json, "the preset on stdout too");
   command->add_flag("-v,--verbose", arguments->verbose, "say what each run gave");

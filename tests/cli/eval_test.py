@@ -43,7 +43,7 @@ class Eval(ToolTest):
         margin = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
         for key, value in (("mean", mean), ("low", mean - margin), ("high", mean + margin),
                            ("min", min(values))):
-            self.assertAlmostEqual(estimate[key], value, places=9, msg=key)
+            self.assertAlmostEqual(estimate[key], value, delta=1e-9 * max(1, abs(value)), msg=key)
 
     def test_the_summary_is_what_the_pictures_and_runs_say(self):
         summary = self.evaluate()
@@ -121,6 +121,12 @@ class Eval(ToolTest):
         done = self.run_fails(2, "eval", "--prompts", self.prompts, *SMALL, "--steps", "7", "-o",
                               self.out)
         self.assertIn("was begun with another steps", done.splitlines()[-1])
+
+    def test_counts_are_checked(self):
+        for option in ("--count", "--seeds"):
+            self.assert_fails(2, f"{option}: 0 is not greater than 0", "eval", option, "0")
+        self.assert_fails(2, "--first: -1 is less than 0", "eval", "--first", "-1")
+        self.assert_fails(2, "--settings: there is no file /none", "eval", "--settings", "/none")
 
     def test_settings_come_from_a_file_too(self):
         path = self.folder / "settings.json"

@@ -171,7 +171,8 @@ class Drawn(Inspect):
         names = [", ".join(map(str, layers)) or "none" for layers in whole]
         says = names[0] if names[0] == names[1] else \
             f"{names[0]} (for the prompt); {names[1]} (for the negative prompt)"
-        self.assertIn(f"were reused whole on dispatch steps: {says}.", dom)
+        verb = "was" if len(union) == 1 else "were"
+        self.assertIn(f"{verb} reused whole on dispatch steps: {says}.", dom)
         pixel = self.pixels(page, "fig-layers", "branch=0", 1160, 400)
         width = (1160 - 78) / STEPS
         for step in range(STEPS):
@@ -180,6 +181,20 @@ class Drawn(Inspect):
                               for i in range(4, int(width) - 4))
                 is_whole = run.actions[run.at(step, layer)] == FORECAST
                 self.assertEqual(hatched > 20, is_whole, (step, layer, hatched))
+
+    def test_tells_that_updates_skipped_keys(self):
+        run, page = self.folder / "run.safetensors", self.folder / "updates.html"
+        self.run_ok("generate", "-p", "a snail", "-W", "64", "-H", "64", "--steps", "8", "--preset",
+                    "off", "--sparsity-policy", "topk+taylorseer", "--keep", "0.4", "--warmup", "3",
+                    "--interval", "3", "--block", "32", "--record", run, "-o",
+                    self.folder / "a.png")
+        self.run_ok("inspect", run, "-o", page)
+        macs, per_step = read_safetensors(run)["layer.macs"][2], BRANCHES * LAYERS
+        update = Recorded(run).kinds.index(1)
+        share = sum(macs[update * per_step:][:per_step]) / sum(macs[:per_step])
+        self.assertLess(share, .99)
+        self.assertIn(f"they did {round(100 * share)} % of the multiply-adds", self.dom(page))
+        self.assertNotRegex(self.dom(self.report()), r"they did \d+ %")
 
     def test_the_map_of_layers_is_filled_as_far_as_computed(self):
         page, run = self.report(), Recorded(self.recorded("sparse"))
@@ -242,13 +257,19 @@ class Drawn(Inspect):
 
     def test_keys_and_clicks_move_the_selection(self):
         page = self.report()
-        press = "".join(f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', "
-                        "bubbles: true}));" for key in ("ArrowRight", "ArrowDown", ".", "j", "t"))
-        press = press.replace("document.dispatchEvent", "document.body.dispatchEvent")
-        dom = self.dom(page, "step=2&layer=3&head=1&branch=0&theme=light",
-                       press + "document.title = location.hash")
-        self.assertIn("<title>#step=3&amp;layer=4&amp;head=2&amp;branch=0&amp;run=0&amp;q=0"
-                      "&amp;theme=dark</title>", dom)
+        for keys, before, after in (
+                (("ArrowRight", "ArrowDown", ".", "j", "t"),
+                 "step=2&layer=3&head=1&branch=0&theme=light",
+                 "step=3&layer=4&head=2&branch=0&run=0&q=0&theme=dark"),
+                (("ArrowLeft", "ArrowUp", ",", "b", "k", "t"),
+                 "step=2&layer=3&head=1&branch=0&q=1&theme=dark",
+                 "step=1&layer=2&head=0&branch=1&run=0&q=0"),
+                (("b", "b", "Escape"), "step=2&layer=3&head=1&branch=0&q=4&theme=light",
+                 "step=2&layer=3&head=1&branch=0&run=0&q=-1")):
+            press = "".join("document.body.dispatchEvent(new KeyboardEvent('keydown', "
+                            f"{{key: '{key}', bubbles: true}}));" for key in keys)
+            dom = self.dom(page, before, press + "document.title = location.hash")
+            self.assertIn(f"<title>#{html.escape(after)}</title>", dom)
         click = ("document.querySelector('#fig-layers .hit').dispatchEvent(new MouseEvent('click', "
                  "{bubbles: true})); document.title = location.hash")
         dom = self.dom(page, "step=2&head=1", click)
@@ -277,6 +298,10 @@ class Drawn(Inspect):
         script = script.replace("blob.text().then(text", "Promise.resolve(blob.type).then(text")
         dom = self.dom(page, "", script.replace("data-save=svg", "data-save=png"))
         self.assertIn("<title>blocks.png</title>", dom)
+        for figure in re.findall(r'<figure id="fig-\w+">.*?</figure>', dom, re.S):
+            is_hidden = "<svg" not in figure  # that of two runs
+            self.assertEqual(re.findall(r'data-save="(\w+)"', figure),
+                             [] if is_hidden else ["svg", "png"])
         self.assertIn('<pre id="saved">image/png</pre>', dom)
 
 

@@ -19,6 +19,8 @@ class Tune(ToolTest):
         self.assertEqual(evidence["target"], "PSNR of at least 33 dB")
         fast_enough = [row for row in evidence["tried_in_full"] if row["psnr_db"] >= 33]
         self.assertEqual(evidence["speedup"]["mean"], max(row["speedup"] for row in fast_enough))
+        self.assertEqual(evidence["captions"]["of"], 2)
+        self.assertEqual(evidence["clock"], "wall")
 
         # The file is a preset like any other, and an evaluation of it says the same.
         summary = self.run_json("eval", *SMALL, "--setting", f"mine={self.folder / 'mine.json'}",
@@ -34,7 +36,9 @@ class Tune(ToolTest):
         self.assertGreaterEqual(easy["speedup"]["mean"], evidence["speedup"]["mean"])
 
     def test_a_speed_is_a_target_too(self):
-        evidence = self.run_json(*self.tune("--target-speedup", "0.5"))["evidence"]
+        evidence = self.run_json(*self.tune("--target-speedup", "0.5", "--clock",
+                                            "cpu"))["evidence"]
+        self.assertEqual(evidence["clock"], "cpu")
         self.assertGreaterEqual(evidence["speedup"]["mean"], 0.5)
         self.assertEqual(evidence["psnr_db"]["mean"],
                          max(row["psnr_db"] for row in evidence["tried_in_full"]))
@@ -45,6 +49,10 @@ class Tune(ToolTest):
                           *self.tune("--target-psnr", "30", "--target-speedup", "2"))
         self.assert_fails(2, "'soon' is not a time", *self.tune("--target-psnr", "30", "--budget",
                                                                 "soon"))
+        self.assert_fails(2, "--target-speedup: -2 is not greater than 0",
+                          *self.tune("--target-speedup", "-2"))
+        self.assert_fails(2, "--out: there is no folder /none",
+                          *self.tune("--target-psnr", "30", "-o", "/none/mine.json"))
         text = self.run_fails(1, *self.tune("--target-psnr", "99"))
         self.assertIn("nothing tried has a PSNR of at least 99 dB; the grid is used up", text)
         self.assertFalse((self.folder / "mine.json").exists())

@@ -20,7 +20,8 @@ function wholeSentence(r) {
   if (whole.length === r.L && each.every(one => one === each[0])) {
     return `All ${r.L} layers were reused whole on dispatch steps: their outputs were forecast.`;
   }
-  return `${whole.length} of ${r.L} layers were reused whole on dispatch steps: ` +
+  return `${whole.length} of ${r.L} layers ${whole.length === 1 ? "was" : "were"} reused whole on ` +
+    "dispatch steps: " +
     (each.every(one => one === each[0]) ? each[0] :
      `${each[0]} (for the prompt); ${each[1]} (for the negative prompt)`) + ".";
 }
@@ -30,6 +31,11 @@ function sentences(r) {
   if (!dispatch) return [`All ${r.S} steps computed everything: nothing was left out.`];
   const lines = [`Of ${r.S} steps, ${dense + update} computed everything (${update} of them, the ` +
     `updates, also chose what to leave out) and ${dispatch} did only what had been chosen.`];
+  const thrifty = r.stepsOf(1).map(s => r.work(s)).filter(work => work < .99);
+  if (thrifty.length) {
+    lines.push("The updates skipped keys too, which the maps below do not show: they did " +
+      `${percent(mean(thrifty))} of the multiply-adds of a dense step.`);
+  }
   const whole = wholeLayers(r);
   lines.push(wholeSentence(r));
   const heads = range(r.L).flatMap(l => range(r.H).map(h => ({l, h,
