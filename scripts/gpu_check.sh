@@ -42,6 +42,7 @@ sanitize() {
 }
 if [ "$mode" = sanitize ]; then
   some='GpuAttention.TextAtEitherEnd:GpuAttention.TwoStreamsAtOnce:GpuAttention.CutItems*'
+  some+=':GpuPolicy.EveryShape:GpuPolicy.WritesEvery*:GpuPlan.HasTheListsOfTheHost:GpuPlan.Fol*'
   some+=':GpuGemmQ.OneStream*:GpuGemmO.OneStream*:GpuGemmO.OrdersGrow*:GpuOperations.*'
   sanitize memcheck "$some"
   sanitize synccheck "$some"
@@ -56,6 +57,10 @@ for seq in 4608 16896 33024; do
     "$tool" bench attention --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
       --block 128 --kind "$kind" --sparsity "$sparsity" --json >"$out/attention-$kind-$seq.json"
   done
+  for operator in policy plan; do
+    "$tool" bench "$operator" --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
+      --block 128 --text 512 --sparsity 0,0.5,0.9 --json >"$out/$operator-$seq.json"
+  done
   for operator in gemm-q gemm-o; do
     "$tool" bench "$operator" --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
       --block 128 --sparsity 0,0.5,0.75,0.9 --json >"$out/$operator-$seq.json"
@@ -67,5 +72,6 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
     for row in json.loads(path.read_text())["rows"]:
         print(f"{row['op']:10} {row.get('kind', ''):6} N={row['seq']:<6} s={row['sparsity']:<5} "
               f"{row['ms_median']:8.3f} ms {row['tflops_done']:6.0f} TFLOP/s "
-              f"efficiency {row['efficiency']:.3f} error {row['max_rel_err']:.1e}")
+              f"of dense {row['ms_median'] / row['dense_ms']:.3f} "
+              f"efficiency {row['efficiency'] or 0:.3f} error {row['max_rel_err']:.1e}")
 PY

@@ -178,4 +178,27 @@ BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest
   return job;
 }
 
+BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
+  const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
+  const BlockGrid& grid = operands->symbols.q_grid();
+  const auto words =
+      std::make_shared<SymbolWords>(make_symbol_words(backend, grid, grid, shape.num_heads));
+  upload_symbols(backend, operands->symbols, *words);
+  const auto attend = [&backend, operands](const AttentionPlan& plan) {
+    attention(backend, plan, operands->q, operands->k, operands->v, operands->scale, operands->out);
+  };
+  BenchJob job;
+  job.sparse = [&backend, operands, words] {
+    return time_once(backend,
+                     [&] { backend.build_attention_plan_from(*words, operands->plan, {}); });
+  };
+  job.dense = [=, &backend] { return time_once(backend, [&] { attend(operands->dense_plan); }); };
+  job.error = [=, &backend] {
+    attend(operands->plan);
+    return sampled_error(backend, *operands);
+  };
+  job.ideal = 0;
+  return job;
+}
+
 }  // namespace flashomni::cli

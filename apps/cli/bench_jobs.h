@@ -32,6 +32,8 @@ BenchJob gemm_o_job(Backend& backend, const BenchShape& shape, const MaskRequest
 BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // Statistics and selection of one layer; dense is the dense attention of that layer.
 BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
+// The attention plan of one layer from symbols in the backend's memory; dense as of policy_job.
+BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // One attention layer through the engine, projections included, over an interval.
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 

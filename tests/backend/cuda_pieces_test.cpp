@@ -66,6 +66,15 @@ TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
   for (const auto& [slot, count] : users) EXPECT_EQ(count, 1) << "slot " << slot;
 }
 
+TEST(CudaPieces, PartialResultsHaveABound) {
+  for (const int num_sms : {3, 148}) {
+    const CutOptions options{.num_sms = num_sms, .smallest_part = 1};
+    const Pieces pieces = cut(dense_plan(6000, 1, 256), options);
+    EXPECT_GT(pieces.num_slots, 0);
+    EXPECT_LE(pieces.num_slots, 2 * num_sms);
+  }
+}
+
 // Tiles and pieces of every multiprocessor, weighed as the options do.
 std::vector<double> loads(const Pieces& pieces, const CutOptions& options) {
   std::vector<double> loads;

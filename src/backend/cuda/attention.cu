@@ -132,11 +132,26 @@ void set_tensors(const AttentionTensors& tensors, AttentionParams& params) {
 void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& options,
                                  cudaStream_t stream) {
   cut_into_pieces(plan, options, pieces_);
-  upload(pieces_.list, list_, stream);
-  upload(pieces_.first_of_sm, first_of_sm_, stream);
-  upload(plan.kv_blocks, kv_blocks_, stream);
-  upload(block_table(plan.kv_grid), kv_table_, stream);
-  const std::size_t bytes = sizeof(int) * 8 * pieces_.num_slots;
+  upload(pieces_.list, lists_.pieces, stream);
+  upload(pieces_.first_of_sm, lists_.first_of_sm, stream);
+  upload(plan.kv_blocks, lists_.kv_blocks, stream);
+  upload(block_table(plan.kv_grid), lists_.kv_table, stream);
+  num_pieces_ = static_cast<int>(pieces_.list.size());
+  num_sms_ = options.num_sms;
+  num_slots_ = pieces_.num_slots;
+  reserve_counters(stream);
+}
+
+void DeviceAttentionPlan::assign(const SymbolWords& words, const CutOptions& options,
+                                 cudaStream_t stream) {
+  num_slots_ = builder_.build(words, options, lists_, stream);
+  num_pieces_ = words.q_grid.batch() * words.num_heads * words.q_grid.num_blocks();
+  num_sms_ = options.num_sms;
+  reserve_counters(stream);
+}
+
+void DeviceAttentionPlan::reserve_counters(cudaStream_t stream) {
+  const std::size_t bytes = sizeof(int) * 8 * num_slots_;
   if (counters_.reserve(bytes)) {
     FO_CUDA(cudaMemsetAsync(counters_.as<void>(), 0, bytes, stream));
   }
@@ -145,7 +160,7 @@ void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& op
 void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTensors& tensors,
                                  int arch, cudaStream_t stream) {
   const AttentionKernel kernel = choose_kernel(plan, tensors, arch);
-  if (pieces_.list.empty()) return;
+  if (num_pieces_ == 0) return;
   const int block_kv = plan.kv_grid.block(), group_rows = std::min(block_kv, kLargestGroup);
 
   AttentionParams params{};
@@ -158,21 +173,20 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
     params.k_map = row_map(tensors.k, tensors.k.size(1), group_rows);
     params.v_map = row_map(tensors.v, tensors.v.size(1), group_rows);
   }
-  params.pieces = list_.as<AttentionPiece>();
-  params.first_of_block = first_of_sm_.as<std::int32_t>();
-  params.kv_blocks = kv_blocks_.as<std::int32_t>();
-  params.kv_table = kv_table_.as<int2>();
+  params.pieces = lists_.pieces.as<AttentionPiece>();
+  params.first_of_block = lists_.first_of_sm.as<std::int32_t>();
+  params.kv_blocks = lists_.kv_blocks.as<std::int32_t>();
+  params.kv_table = lists_.kv_table.as<int2>();
   params.counters = counters_.as<int>();
   params.num_kv_blocks = plan.kv_grid.num_blocks();
   params.log2_group_rows = std::countr_zero(static_cast<unsigned>(group_rows));
   params.log2_groups_per_block = std::countr_zero(static_cast<unsigned>(block_kv / group_rows));
-  partials_.reserve(static_cast<std::size_t>(pieces_.num_slots) * kernel.partial_bytes);
+  partials_.reserve(static_cast<std::size_t>(num_slots_) * kernel.partial_bytes);
   params.partials = partials_.as<void>();
 
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
-  const int grid = static_cast<int>(pieces_.first_of_sm.size()) - 1;
-  kernel.function<<<grid, kernel.threads, kernel.shared_bytes, stream>>>(params);
+  kernel.function<<<num_sms_, kernel.threads, kernel.shared_bytes, stream>>>(params);
   FO_CUDA(cudaGetLastError());
 }
 

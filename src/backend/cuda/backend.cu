@@ -98,6 +98,17 @@ class EventTimer final : public DeviceTimer {
   int count_ = 0;
 };
 
+// An attention plan of which only the device knows the lists.
+void begin_device_plan(const SymbolWords& words, AttentionPlan& plan) {
+  plan.q_grid = words.q_grid;
+  plan.kv_grid = words.kv_grid;
+  plan.num_heads = words.num_heads;
+  plan.items.clear();
+  plan.kv_blocks.clear();
+  plan.stats = {};
+  plan.lists_on_device = true;
+}
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device_index, const cudaDeviceProp& device)
@@ -178,6 +189,11 @@ class CudaBackend final : public Backend {
     auto& lists =
         rebuild<DeviceAttentionPlan>(plan, [&] { flashomni::build_attention_plan(symbols, plan); });
     lists.assign(plan, cut_options(), handle_of(stream));
+  }
+  void build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
+                                 Stream stream) override {
+    auto& lists = rebuild<DeviceAttentionPlan>(plan, [&] { begin_device_plan(words, plan); });
+    lists.assign(words, cut_options(), handle_of(stream));
   }
   void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
                        const SparseSymbols* previous, GemmPlan& plan, Stream) override {

@@ -70,7 +70,8 @@ class Schedule {
     const int smallest = static_cast<int>(divide_up(options_.smallest_part, units_.tiles));
     const double room = (end_ - start - options_.piece_cost) / units_.tiles;
     const int fitting = std::max(static_cast<int>(std::min(room, 1e9)), smallest);
-    if (part.count - fitting >= smallest) {
+    if (part.count - fitting >= smallest && num_cuts_ < options_.num_sms) {
+      ++num_cuts_;
       rests.push_back({part.item, part.first + fitting, part.count - fitting,
                        static_cast<std::int16_t>(part.number + 1)});
       part.count = fitting;
@@ -84,6 +85,7 @@ class Schedule {
   const Units units_;
   static constexpr double kNever = 1e30;
   double end_ = 0;
+  int num_cuts_ = 0;
   using Free = std::pair<double, int>;  // from when on, which multiprocessor
   std::priority_queue<Free, std::vector<Free>, std::greater<>> free_;
   std::vector<Part> parts_;

@@ -28,7 +28,8 @@ struct Pieces {
 // what is next would take more than its share. Item by item, in the plan's order, to the one that
 // is free first; what would keep it busy past the time at which all could end together is cut off
 // and dealt out at the end. Parts begin at whole tiles and are numbered in the order of their kv
-// blocks.
+// blocks. There are at most as many cuts as multiprocessors, so partial results have a bound.
+// attention_deal.cuh does the same on the device.
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces);
 
 }  // namespace flashomni::cuda
