@@ -61,11 +61,12 @@ def measure(candidates, options, what, apart=False):
     say(f"{what}: {len(candidates)} kernels in turns")
     filler, order, lead_ms = Filler(), random.Random(0), 5.0
     heated = time.monotonic() + 0.4
-    for rounds in range(1000):
+    rounds = 0
+    while rounds < 2 or time.monotonic() < heated:
         run_round(candidates, filler, lead_ms, apart)
-        lead_ms = 1.5 * sum(np.median(c.host_ms) for c in candidates)
-        if rounds > 0 and time.monotonic() > heated:
-            break
+        if not apart:  # else the host's time is that of waiting
+            lead_ms = 1.5 * sum(np.median(c.host_ms) for c in candidates)
+        rounds += 1
     for candidate in candidates:
         candidate.gpu_ms, candidate.host_ms = [], []
     for _ in range(options.runs):
