@@ -91,7 +91,7 @@ double sampled_error(Backend& backend, const AttentionOperands& operands) {
 BenchJob attention_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
   const auto run = [&backend, operands](const AttentionPlan& plan) {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, plan, operands->q, operands->k, operands->v, operands->scale,
                 operands->out);
     });
@@ -141,7 +141,7 @@ BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest
   const auto symbols = std::make_shared<SparseSymbols>(operands->symbols);
   BenchJob job;
   job.sparse = [&backend, operands, scores, symbols] {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       const BlockGrid& grid = symbols->q_grid();
       symbols->set_all_live();
       backend.block_scores(operands->q, operands->k, grid, grid, {}, *scores, {});
@@ -149,7 +149,7 @@ BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest
     });
   };
   job.dense = [&backend, operands] {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, operands->dense_plan, operands->q, operands->k, operands->v,
                 operands->scale, operands->out);
     });
