@@ -147,7 +147,7 @@ def measure_operators(options):
     for done, (operator, arguments) in enumerate(OPERATORS):
         print(f"[{done + 1}/{len(OPERATORS)}] {operator} {arguments}", file=sys.stderr)
         result = run_json(options.tool, "bench", operator, "--seq", "2368", "--sparsity",
-                          "0,0.5,0.75,0.9", "--threads", "1", *arguments.split())
+                          "0,0.5,0.75,0.9", *COMMON.split(), *arguments.split())
         rows += result["rows"]
     save("operators", rows, "bench/report.py operators", threads=1)
 
@@ -207,14 +207,14 @@ def render_compare(record):
 def render_operators(record):
     cells = []
     for row in record["rows"]:
-        peak = row.get("peak_gflops")
         gflops = row["tflops_done"] * 1000
         cells.append([row["op"], row["dtype"], str(row["head_dim"]), row["kind"],
                       f"{row['sparsity']:.2f}", f"{row['ms_median']:.2f}", f"{gflops:.0f}",
-                      f"{gflops / peak:.2f}" if peak else "-", f"{row['speedup']:.2f}",
-                      f"{row['ideal']:.2f}", f"{row['efficiency']:.2f}"])
-    header = ["op", "dtype", "head_dim", "kind", "sparsity", "ms", "GFLOP/s done", "of peak",
-              "speed-up", "ideal", "efficiency"]
+                      f"{row['peak_gflops']:.0f}",
+                      f"{row['of_peak']:.2f} ({row['of_peak_p90']:.2f})",
+                      f"{row['speedup']:.2f}", f"{row['ideal']:.2f}", f"{row['efficiency']:.2f}"])
+    header = ["op", "dtype", "head_dim", "kind", "sparsity", "ms", "GFLOP/s done", "peak",
+              "of peak (p90)", "speed-up", "ideal", "efficiency"]
     return provenance(record) + "\n\n" + table(header, cells)
 
 

@@ -92,7 +92,7 @@ double sampled_error(Backend& backend, const AttentionOperands& operands) {
 BenchJob attention_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
   const auto run = [&backend, operands](const AttentionPlan& plan) {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, plan, operands->q, operands->k, operands->v, operands->scale,
                 operands->out);
     });
@@ -159,12 +159,12 @@ BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest
       std::make_shared<SymbolWords>(make_symbol_words(backend, grid, grid, shape.num_heads));
   BenchJob job;
   job.sparse = [&backend, operands, words] {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       backend.select_symbols(operands->q, operands->k, {}, /*ramp=*/1, *words, {}, {});
     });
   };
   job.dense = [&backend, operands] {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, operands->dense_plan, operands->q, operands->k, operands->v,
                 operands->scale, operands->out);
     });
@@ -189,10 +189,12 @@ BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& 
   };
   BenchJob job;
   job.sparse = [&backend, operands, words] {
-    return time_once(backend,
+    return time_once(backend, operands->shape,
                      [&] { backend.build_attention_plan_from(*words, operands->plan, {}); });
   };
-  job.dense = [=, &backend] { return time_once(backend, [&] { attend(operands->dense_plan); }); };
+  job.dense = [=, &backend] {
+    return time_once(backend, operands->shape, [&] { attend(operands->dense_plan); });
+  };
   job.error = [=, &backend] {
     attend(operands->plan);
     return sampled_error(backend, *operands);

@@ -13,6 +13,7 @@ namespace flashomni::cli {
 struct BenchShape {
   int seq_len = 0, num_heads = 0, head_dim = 0, block = 0, text_tokens = 0, interval = 0;
   DType dtype = DType::kF32;
+  bool cpu_time = false;  // seconds are the processor's, of all threads, not the wall's
   int inner_dim() const { return num_heads * head_dim; }
 };
 
@@ -39,6 +40,6 @@ BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& 
 
 // Seconds that `work` takes; `backend` has finished when it returns. On a GPU short work is queued
 // several times: the mean of one.
-double time_once(Backend& backend, const std::function<void()>& work);
+double time_once(Backend& backend, const BenchShape& shape, const std::function<void()>& work);
 
 }  // namespace flashomni::cli

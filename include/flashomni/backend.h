@@ -149,8 +149,10 @@ struct BackendInfo {
 std::vector<std::string> cpu_kernel_sets();
 // GFLOP/s of the multiply instruction that a kernel set ("auto" or one of the above) uses for
 // operands of `dtype`, on registers alone and `num_threads` threads: what a kernel that never
-// waited would reach. Takes 0.1 s.
-double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads);
+// waited would reach. The median of 15 samples that take `seconds` together: 0.1 for a figure of
+// the machine, 0.002 right before and after a kernel for what the machine gave it just then.
+double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads,
+                        double seconds = 0.1);
 
 // `name` is "auto" (best available), or a name from list_backends().
 // Throws kInvalidArgument for an unknown name, kUnsupported if it cannot run on this machine.

@@ -25,12 +25,12 @@ static_assert(kPanel % kColumns == 0);
 // Where the prefetches of job.next_b have got to.
 struct Ahead {
   const float* at;
-  int stride;
+  int stride;  // floats for two steps
 };
 
 Ahead begin_ahead(const PanelJob& job) {
   const int blocks = (job.rows + kRows - 1) / kRows * (kPanel / kColumns);
-  return {static_cast<const float*>(job.next_b), prefetch_stride(kPanel, blocks)};
+  return {static_cast<const float*>(job.next_b), prefetch_stride(2 * kPanel, blocks)};
 }
 
 template <int kR>
@@ -49,8 +49,7 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column, Ahead& 
     const float* a = static_cast<const float*>(job.pieces[piece].a) + row * a_stride;
     const float* b = static_cast<const float*>(job.pieces[piece].b) + column;
     const int depth = job.pieces[piece].depth;
-    for (int k = 0; k < depth; ++k, fetch.at += fetch.stride) {
-      __builtin_prefetch(fetch.at, 0, kIntoL2);
+    const auto step = [&](int k) HWY_ATTR {
       FloatVec bv[kVectors];
       HWY_UNROLL(4) for (int v = 0; v < kVectors; ++v) {
         bv[v] = hn::LoadU(d, b + static_cast<index_t>(k) * kPanel + v * kLanes);
@@ -61,7 +60,14 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column, Ahead& 
           sums[r][v] = hn::MulAdd(av, bv[v], sums[r][v]);
         }
       }
+    };
+    int k = 0;
+    for (; k + 2 <= depth; k += 2, fetch.at += fetch.stride) {
+      __builtin_prefetch(fetch.at, 0, kIntoL2);
+      step(k);
+      step(k + 1);
     }
+    if (k < depth) step(k);
   }
   ahead = fetch;
   float* c = job.c + row * job.c_stride + column;
