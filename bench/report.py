@@ -41,6 +41,7 @@ OPERATORS = [
 SWEEPS = {
     "presets-256": ("bench/settings/presets.json", 256, 24),
     "presets-128": ("bench/settings/presets.json", 128, 256),
+    "updates-256": ("bench/settings/updates-256.json", 256, 1),
     "pareto-256": ("bench/settings/pareto-256.json", 256, 8),
     "pareto-128": ("bench/settings/pareto-128.json", 128, 24),
 }
