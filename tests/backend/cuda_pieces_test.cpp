@@ -134,21 +134,6 @@ TEST(CudaPieces, NoItemFallsIntoMorePartsThanAllowed) {
   }
 }
 
-TEST(CudaPieces, AMultiprocessorBeginsWithWhatWasCutOffElsewhere) {
-  const Pieces pieces = cut(dense_plan(4608, 5, 128), {});
-  int rests = 0;
-  for (int sm = 0; sm < 132; ++sm) {
-    bool is_rest = true;
-    for (int i = pieces.first_of_sm[sm]; i < pieces.first_of_sm[sm + 1]; ++i) {
-      const bool rest = pieces.list[i].part > 0;
-      EXPECT_TRUE(is_rest || !rest) << sm;
-      is_rest = rest;
-      rests += rest;
-    }
-  }
-  EXPECT_GT(rests, 50);
-}
-
 TEST(CudaPieces, WholeItemsComeInThePlansOrder) {
   const AttentionPlan plan = uneven_plan(4608, 24);
   const Pieces pieces = cut(plan, {.sorted_per_sm = 0});

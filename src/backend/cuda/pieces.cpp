@@ -56,10 +56,7 @@ class Schedule {
       std::ranges::stable_sort(now, std::greater{}, &Part::count);
       for (const Part& rest : now) place(rest, rests);
     }
-    // Rests first: whoever ends last then finds the other parts done.
-    std::ranges::stable_sort(parts_, std::less{}, [this](const Part& part) {
-      return std::pair(part.sm, options_.rests_first && part.number == 0);
-    });
+    std::ranges::stable_sort(parts_, std::less{}, &Part::sm);
     return std::move(parts_);
   }
 
@@ -85,7 +82,8 @@ class Schedule {
     const auto room = static_cast<int>((end_ - start - options_.piece_cost) / units_.tiles);
     const int even = static_cast<int>(divide_up(part.count, options_.most_parts - part.number));
     const int fitting = std::max({room, even, smallest_});
-    if (part.count > fitting && part.count >= 2 * smallest_) {
+    if (part.count > fitting && part.count >= 2 * smallest_ && num_cuts_ < options_.num_sms) {
+      ++num_cuts_;
       const int taken = std::min(fitting, part.count - smallest_);
       rests.push_back({part.item, part.first + taken, part.count - taken,
                        static_cast<std::int16_t>(part.number + 1)});
@@ -100,6 +98,7 @@ class Schedule {
   const Units units_;
   const int smallest_;  // part, in units
   std::int64_t end_ = 0;
+  int num_cuts_ = 0;
   using Free = std::pair<std::int64_t, int>;  // from when on, which multiprocessor
   std::priority_queue<Free, std::vector<Free>, std::greater<>> free_;
   std::vector<Part> parts_;

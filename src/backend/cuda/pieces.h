@@ -14,10 +14,9 @@ namespace flashomni::cuda {
 struct CutOptions {
   int num_sms = 132;
   int piece_cost = 1;     // of a piece beside its tiles, in tiles
-  int smallest_part = 2;  // tiles
+  int smallest_part = 3;  // tiles
   int most_parts = 8;
   int sorted_per_sm = 3;  // items at the end that are dealt longest first, whatever their head
-  bool rests_first = true;
 };
 
 struct Pieces {
@@ -30,9 +29,8 @@ struct Pieces {
 // what is next would take more than its share. Item by item, in the plan's order, to the one that
 // is free first; what would keep it busy past the time at which all could end together is cut off
 // and dealt out at the end. The last few items a multiprocessor come longest first, so that short
-// ones fill the gaps. A multiprocessor begins with what was cut off elsewhere: whoever ends an item
-// then finds its other parts done. Parts begin at whole tiles and are numbered in the order of
-// their kv blocks.
+// ones fill the gaps. Parts begin at whole tiles and are numbered in the order of their kv blocks.
+// There are at most as many cuts as multiprocessors, so that partial results have a bound.
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces);
 
 }  // namespace flashomni::cuda
