@@ -13,18 +13,17 @@ constexpr int kWriterBlocks = 64;
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// In whole tiles, as the kernel counts: the host's options are of the same values.
 DealOptions deal_options(const CutOptions& options, int block_kv) {
   DealOptions deal{};
   deal.num_sms = options.num_sms;
   deal.blocks_per_unit = std::max(1, kAttentionTileKv / block_kv);
   deal.tiles_per_unit = std::max(1, block_kv / kAttentionTileKv);
-  deal.piece_cost = static_cast<int>(options.piece_cost);
-  FO_ASSERT(deal.piece_cost == options.piece_cost);
+  deal.piece_cost = options.piece_cost;
   deal.smallest_part = options.smallest_part;
   deal.smallest_units = divide_up(options.smallest_part, deal.tiles_per_unit);
   deal.most_parts = options.most_parts;
   deal.most_cuts = options.num_sms;
+  deal.sorted_per_sm = options.sorted_per_sm;
   return deal;
 }
 
@@ -36,8 +35,8 @@ void check_size(const SymbolWords& words, const DealOptions& options) {
       static_cast<std::int64_t>(words.kv_grid.num_blocks()) * options.tiles_per_unit +
       options.piece_cost;
   const std::int64_t longest = rows * row_cost / options.num_sms + 2 * row_cost;
-  if (options.num_sms > kMostMultiprocessors || longest >= 1 << 24 ||
-      rows * words.kv_grid.num_blocks() > INT32_MAX ||
+  if (options.num_sms > kMostMultiprocessors || options.sorted_per_sm > kMostSortedPerSm ||
+      longest >= 1 << 24 || rows * words.kv_grid.num_blocks() > INT32_MAX ||
       list_shared_bytes(words.q_grid.num_blocks()) > kMostSharedBytes) {
     FO_FAIL(kUnsupported,
             "build_attention_plan_from: the cuda backend has no kernel for %lld rows of %d kv "

@@ -19,6 +19,7 @@ struct Dealer {
   static constexpr int kIndexBits = 8;
   static constexpr unsigned kNever = ~0u;
   static constexpr int kStaged = 4 * kDealThreads;
+  static constexpr int kMostSorted = kMostSortedPerSm * kMostMultiprocessors;
 
   struct Part {
     int item, first, count, number;
@@ -28,6 +29,8 @@ struct Dealer {
     unsigned order[kDealThreads], minima[kDealThreads / 32];
     int sums[kDealThreads / 32];
     int units[kStaged];  // of the items from `staged` on
+    int lengths[kMostSorted];
+    std::int16_t sorted[kMostSorted];  // the last items longest first, from `first_sorted` on
     Part rests[kDealThreads], now[kDealThreads];
     int cut_items[kDealThreads];
     int pieces_of[kDealThreads];
@@ -37,10 +40,11 @@ struct Dealer {
   const AttentionListsParams& params;
   Shared& shared;
   unsigned key;       // of this thread's multiprocessor
-  int end = 0;        // when all could end together; -1: nothing is cut
+  int end = 0;        // when all could end together
   int num_parts = 0;  // dealt so far
   int num_cuts = 0, num_rests = 0;
   int staged = 0, num_staged = 0;
+  int first_sorted = 0;
 
   __device__ Dealer(const AttentionListsParams& params, Shared& shared)
       : params(params), shared(shared), key(threadIdx.x) {
@@ -66,6 +70,29 @@ struct Dealer {
     if (has) key = shared.order[threadIdx.x];
   }
 
+  // The last few items a multiprocessor, of whatever head, longest first.
+  __device__ void sort_last(int num_items) {
+    const int count = min(params.options.sorted_per_sm * params.options.num_sms, num_items);
+    first_sorted = num_items - count;
+    for (int i = threadIdx.x; i < count; i += kDealThreads) {
+      shared.lengths[i] = params.items[first_sorted + i].num_kv;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += kDealThreads) {
+      int rank = 0;
+      for (int j = 0; j < count; ++j) {
+        const int other = shared.lengths[j], own = shared.lengths[i];
+        rank += other > own || (other == own && j < i);
+      }
+      shared.sorted[rank] = static_cast<std::int16_t>(i);
+    }
+    __syncthreads();
+  }
+  // The item that is dealt as number `at`.
+  __device__ int item_at(int at) const {
+    return at < first_sorted ? at : first_sorted + shared.sorted[at - first_sorted];
+  }
+
   // Looks up the lengths of the items from `next` on, if those of a whole round are not at hand.
   __device__ void stage_items(int next, int num_items) {
     if (next + kDealThreads <= staged + num_staged || staged + num_staged == num_items) return;
@@ -73,18 +100,20 @@ struct Dealer {
     num_staged = min(kStaged, num_items - next);
     const int per_unit = params.options.blocks_per_unit;
     for (int i = threadIdx.x; i < num_staged; i += kDealThreads) {
-      shared.units[i] = (params.items[next + i].num_kv + per_unit - 1) / per_unit;
+      shared.units[i] = (params.items[item_at(next + i)].num_kv + per_unit - 1) / per_unit;
     }
     __syncthreads();
   }
 
   // How many units of a part its multiprocessor takes.
-  __device__ int fit(int count) const {
+  __device__ int fit(const Part& part) const {
     const DealOptions& options = params.options;
-    if (end < 0 || num_cuts >= options.most_cuts) return count;
+    if (part.count < 2 * options.smallest_units || num_cuts >= options.most_cuts) return part.count;
     const int room = end - static_cast<int>(key >> kIndexBits) - options.piece_cost;
-    const int fitting = max(room > 0 ? room / options.tiles_per_unit : 0, options.smallest_units);
-    return count - fitting >= options.smallest_units ? fitting : count;
+    const int parts_left = options.most_parts - part.number;
+    const int even = (part.count + parts_left - 1) / parts_left;
+    const int fitting = max(max(room / options.tiles_per_unit, even), options.smallest_units);
+    return part.count > fitting ? min(fitting, part.count - options.smallest_units) : part.count;
   }
 
   // Deals as many of the waiting parts as can be dealt at once, at least one; returns how many.
@@ -92,7 +121,7 @@ struct Dealer {
   __device__ int deal_some(const Part& part, int waiting) {
     const DealOptions& options = params.options;
     const bool has = threadIdx.x < min(waiting, options.num_sms);
-    const int count = has ? fit(part.count) : 0;
+    const int count = has ? fit(part) : 0;
     const int cost = count * options.tiles_per_unit + options.piece_cost;
     const unsigned later = has ? key + (static_cast<unsigned>(cost) << kIndexBits) : kNever;
     const int is_cut = has && count < part.count;
@@ -134,8 +163,8 @@ struct Dealer {
       sort_keys();
       stage_items(next, num_items);
       const int waiting = num_items - next, mine = static_cast<int>(threadIdx.x);
-      Part part{next + mine, 0, 0, 0};
-      if (mine < waiting) part.count = shared.units[next + mine - staged];
+      Part part{};
+      if (mine < waiting) part = {item_at(next + mine), 0, shared.units[next + mine - staged], 0};
       next += deal_some(part, waiting);
     }
   }
@@ -160,6 +189,17 @@ struct Dealer {
     }
   }
 
+  // The items that were cut, in their own order.
+  __device__ void list_cut_items() {
+    const int mine = static_cast<int>(threadIdx.x);
+    if (mine < num_rests) {
+      int rank = 0;
+      for (int i = 0; i < num_rests; ++i) rank += shared.rests[i].item < shared.rests[mine].item;
+      shared.cut_items[rank] = shared.rests[mine].item;
+    }
+    __syncthreads();
+  }
+
   // Where the partial results of cut items go, and the pieces of each multiprocessor.
   __device__ void lay_out(int num_cut_items) {
     const int mine = static_cast<int>(threadIdx.x);
@@ -181,17 +221,13 @@ struct Dealer {
         sum_groups<kDealThreads>(params.totals, params.batch * params.num_heads, shared.sums);
     const std::int64_t work = static_cast<std::int64_t>(totals.units) * options.tiles_per_unit +
                               static_cast<std::int64_t>(totals.items) * options.piece_cost;
-    const std::int64_t slack = 2 * options.piece_cost + options.smallest_part;
-    end = static_cast<int>((2 * work + options.num_sms * slack) / (2 * options.num_sms));
-    if (options.most_parts == 1) end = -1;
+    end = static_cast<int>((work + options.num_sms - 1) / options.num_sms) + options.piece_cost +
+          options.smallest_part / 2;
+    sort_last(totals.items);
     deal_items(totals.items);
-    const int num_cut_items = num_rests, mine = static_cast<int>(threadIdx.x);
-    if (mine < num_cut_items) shared.cut_items[mine] = shared.rests[mine].item;
-    __syncthreads();
-    for (int round = 2; num_rests > 0; ++round) {
-      if (round == options.most_parts) end = -1;
-      deal_rests();
-    }
+    const int num_cut_items = num_rests;
+    list_cut_items();
+    while (num_rests > 0) deal_rests();
     lay_out(num_cut_items);
   }
 };

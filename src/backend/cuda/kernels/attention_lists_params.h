@@ -12,7 +12,7 @@
 
 namespace flashomni::cuda {
 
-inline constexpr int kMostMultiprocessors = 256;
+inline constexpr int kMostMultiprocessors = 256, kMostSortedPerSm = 4;
 
 // AttentionItem of plan.h.
 struct ListItem {
@@ -41,6 +41,7 @@ struct DealOptions {
   int smallest_units;  // the same, rounded up to units
   int most_parts;
   int most_cuts;
+  int sorted_per_sm;
 };
 
 // Every pointer is device memory. Groups are (batch, head), batch-major.
