@@ -54,8 +54,11 @@ fi
 sparsity=0,0.25,0.5,0.75,0.9
 for seq in 4608 16896 33024; do
   for kind in skip cache mix; do
-    "$tool" bench attention --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
-      --block 128 --kind "$kind" --sparsity "$sparsity" --json >"$out/attention-$kind-$seq.json"
+    for pattern in random clustered skewed; do
+      "$tool" bench attention --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
+        --block 128 --kind "$kind" --pattern "$pattern" --sparsity "$sparsity" --json \
+        >"$out/attention-$kind-$pattern-$seq.json"
+    done
   done
   for operator in policy plan; do
     "$tool" bench "$operator" --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
@@ -70,7 +73,8 @@ python3 - "$out" <<'PY'
 import json, pathlib, sys
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
     for row in json.loads(path.read_text())["rows"]:
-        print(f"{row['op']:10} {row.get('kind', ''):6} N={row['seq']:<6} s={row['sparsity']:<5} "
+        print(f"{row['op']:10} {row.get('kind', ''):6} {row.get('pattern', ''):9} "
+              f"N={row['seq']:<6} s={row['sparsity']:<5} "
               f"{row['ms_median']:8.3f} ms {row['tflops_done']:6.0f} TFLOP/s "
               f"of dense {row['ms_median'] / row['dense_ms']:.3f} "
               f"efficiency {row['efficiency'] or 0:.3f} error {row['max_rel_err']:.1e}")

@@ -3,9 +3,11 @@
 #include <cmath>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "commands.h"
 #include "flashomni/attention.h"
+#include "flashomni/error.h"
 #include "flashomni/policy.h"
 #include "op_call.h"
 
@@ -33,6 +35,36 @@ BlockGrid make_grid(const OpCall& call, const char* block_name, int batch, int n
   return BlockGrid(call.integer(block_name, 128), batch, segments, lengths);
 }
 
+// The optional tensors `reuse`, `reuse_1`, `reuse_2`: values and differences of the last update, as
+// f32, from which rows that are not computed are extrapolated.
+struct Reuse {
+  std::vector<Tensor> terms;
+  std::vector<ConstTensorView> views;
+  std::vector<float> coefficients;
+  AttentionReuse view() const { return {views, coefficients}; }
+};
+
+Reuse make_reuse(const OpCall& call, const Layout& layout) {
+  Reuse reuse;
+  const double k = call.number("steps_since_update", 1);
+  const char* missing = nullptr;
+  for (const char* name : {"reuse", "reuse_1", "reuse_2"}) {
+    if (!call.has(name)) {
+      missing = missing ? missing : name;
+      continue;
+    }
+    if (missing) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  std::string("run-op attention: the input has ") + name + " without " + missing);
+    }
+    const double order = static_cast<double>(reuse.terms.size());
+    reuse.coefficients.push_back(static_cast<float>(std::pow(k, order) / std::tgamma(order + 1)));
+    reuse.terms.push_back(call.initial(name, layout, DType::kF32, 0));
+    reuse.views.push_back(reuse.terms.back());
+  }
+  return reuse;
+}
+
 }  // namespace
 
 void run_attention(OpCall& call) {
@@ -49,7 +81,8 @@ void run_attention(OpCall& call) {
   Tensor out = call.initial("out", q.view().layout, call.dtype(), kCanary);
   Tensor lse = call.filled({q.size(0), q.size(2), q.size(1)}, DType::kF32,
                            std::numeric_limits<float>::quiet_NaN());
-  attention(call.backend(), plan, q, k, v, static_cast<float>(scale), out, lse);
+  const Reuse reuse = make_reuse(call, out.view().layout);
+  attention(call.backend(), plan, q, k, v, static_cast<float>(scale), out, lse, {}, reuse.view());
   call.backend().synchronize({});
   call.save("out", std::move(out));
   call.save("lse", std::move(lse));

@@ -21,6 +21,13 @@
 
 namespace flashomni {
 
+// What rows of cached query blocks become: the sum over o of coefficients[o] * terms[o], at most
+// kMaxForecastOrder + 1 of them. No terms: the rows stay as they are.
+struct AttentionReuse {
+  std::span<const ConstTensorView> terms;  // of out's shape; all f32, or all of out's dtype
+  std::span<const float> coefficients;     // one a term
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -65,7 +72,7 @@ class Backend {
   // The contract of flashomni::attention (attention.h).
   virtual void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                          ConstTensorView v, float scale, TensorView out, TensorView lse,
-                         Stream stream) = 0;
+                         Stream stream, const AttentionReuse& reuse = {}) = 0;
   // The contracts of gemm.h.
   virtual void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
                       ConstTensorView bias, const NormRope& epilogue, TensorView out,

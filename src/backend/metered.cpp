@@ -124,11 +124,11 @@ void MeteredBackend::build_gemm_plan_from(const SymbolWords& words, int first_to
 
 void MeteredBackend::attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                                ConstTensorView v, float scale, TensorView out, TensorView lse,
-                               Stream stream) {
+                               Stream stream, const AttentionReuse& reuse) {
   // Two products for a pair of tokens: q k, and p v.
   const Meter meter(*this, OpKind::kAttention, stream,
                     product(plan.stats.live_pairs, q.size(3), 2));
-  backend_->attention(plan, q, k, v, scale, out, lse, stream);
+  backend_->attention(plan, q, k, v, scale, out, lse, stream, reuse);
 }
 
 void MeteredBackend::gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,

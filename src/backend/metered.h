@@ -59,7 +59,8 @@ class MeteredBackend final : public Backend {
   void build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
                             const SymbolWords* previous, GemmPlan& plan, Stream stream) override;
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                 float scale, TensorView out, TensorView lse, Stream stream) override;
+                 float scale, TensorView out, TensorView lse, Stream stream,
+                 const AttentionReuse& reuse) override;
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out,
               Stream stream) override;

@@ -42,7 +42,7 @@ class MeteredBackendTest : public testing::Test {
 };
 
 TEST_F(MeteredBackendTest, CountsTheLivePairsOfAttention) {
-  metered_.attention(attention_, heads_, heads_, heads_, 1, heads_, {}, {});
+  metered_.attention(attention_, heads_, heads_, heads_, 1, heads_, {}, {}, {});
   EXPECT_EQ(inner_->calls.attention, 1);
   const OpCost attention = cost(OpKind::kAttention);
   EXPECT_EQ(attention.calls, 1);

@@ -34,7 +34,7 @@ class IdleBackend : public Backend {
     flashomni::build_gemm_plan(symbols, first_token, num_tokens, previous, plan);
   }
   void attention(const AttentionPlan&, ConstTensorView, ConstTensorView, ConstTensorView, float,
-                 TensorView, TensorView, Stream) override {
+                 TensorView, TensorView, Stream, const AttentionReuse&) override {
     ++calls.attention;
   }
   void gemm_q(const GemmPlan&, ConstTensorView, const PackedWeight&, ConstTensorView,

@@ -98,8 +98,10 @@ class CpuBackend final : public Backend {
   }
 
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                 float scale, TensorView out, TensorView lse, Stream) override {
+                 float scale, TensorView out, TensorView lse, Stream,
+                 const AttentionReuse& reuse) override {
     cpu::attention(context_, plan, q, k, v, scale, out, lse);
+    cpu::reuse_cached(context_, plan, reuse, out);
   }
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out, Stream) override {

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include "flashomni/backend.h"
 #include "flashomni/plan.h"
 #include "flashomni/tensor.h"
 
@@ -18,6 +19,7 @@ struct AttentionTensors {
   ConstTensorView q, k, v;
   TensorView out, lse;
   float scale = 1;
+  AttentionReuse reuse;
 };
 
 // The lists of an attention plan on the device, with the scratch of one launch at a time.
@@ -37,13 +39,16 @@ class DeviceAttentionPlan {
 
  private:
   void reserve_counters(cudaStream_t stream);
+  // The rows that are not computed, once a launch asks for them.
+  void list_cached_rows(const AttentionPlan& plan, cudaStream_t stream);
 
   Pieces pieces_;  // scratch
   AttentionListBuilder builder_;
   AttentionLists lists_;
   int num_pieces_ = 0;  // at most
   int num_sms_ = 0, num_slots_ = 0;
-  DeviceBuffer counters_, partials_, kv_maps_;
+  int num_cached_ = -1;  // -1: not listed yet
+  DeviceBuffer cached_, counters_, partials_, kv_maps_;
 };
 
 }  // namespace flashomni::cuda

@@ -203,12 +203,13 @@ class CudaBackend final : public Backend {
   }
 
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                 float scale, TensorView out, TensorView lse, Stream stream) override {
+                 float scale, TensorView out, TensorView lse, Stream stream,
+                 const AttentionReuse& reuse) override {
     const DeviceScope scope(device_index_);
     DeviceAttentionPlan spare;
     lists_of(plan, spare, [&](DeviceAttentionPlan& lists) {
       lists.assign(plan, cut_options(), handle_of(stream));
-    }).launch(plan, {q, k, v, out, lse, scale}, arch_, handle_of(stream));
+    }).launch(plan, {q, k, v, out, lse, scale, reuse}, arch_, handle_of(stream));
   }
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out,
