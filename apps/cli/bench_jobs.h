@@ -35,7 +35,8 @@ BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& 
 // One attention layer through the engine, projections included, over an interval.
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 
-// Seconds that `work` takes; `backend` has finished when it returns.
+// Seconds that `work` takes; `backend` has finished when it returns. On a GPU short work is queued
+// several times: the mean of one.
 double time_once(Backend& backend, const std::function<void()>& work);
 
 }  // namespace flashomni::cli

@@ -131,10 +131,16 @@ double small_layer_error(Backend& backend, BenchShape shape, const MaskRequest& 
 }  // namespace
 
 double time_once(Backend& backend, const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  backend.synchronize({});
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto run = [&](int count) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < count; ++i) work();
+    backend.synchronize({});
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / count;
+  };
+  const double once = run(1);
+  if (backend.device().type == DeviceType::kCpu) return once;
+  constexpr double kLongEnough = 2e-3;  // against which starting and waiting count for little
+  return once < kLongEnough ? run(1 + static_cast<int>(kLongEnough / once)) : once;
 }
 
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {

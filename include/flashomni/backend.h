@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "flashomni/device_timer.h"
 #include "flashomni/plan.h"
 #include "flashomni/selection.h"
 #include "flashomni/tensor.h"
@@ -72,10 +73,17 @@ class Backend {
   // Between host and device or within the device; dtypes and shapes agree, both contiguous.
   virtual void copy(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void synchronize(Stream stream) = 0;
+  // nullptr where a call returns when its work is done, so that a clock of the host tells its time.
+  virtual DeviceTimer* device_timer() { return nullptr; }
 
   // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
   // groups of that many output features.
   virtual PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) = 0;
+  // The same for a weight on the backend's device, rows of stride 1, seen without a copy: `weight`
+  // must outlive the result. Empty storage if the kernels read another order.
+  virtual PackedWeight borrow_weight(ConstTensorView /*weight*/, int /*column_group*/) {
+    return {};
+  }
 
   // What the terms of a bias cache are best kept in, for a weight of this dtype. Sums and
   // differences are formed in fp32 whatever they are kept in.

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "flashomni/backend.h"
 
@@ -21,23 +22,29 @@ struct OpCost {
   std::int64_t calls = 0;
 };
 
-// Seconds are those of the calls, which on CPU backends is the time of the work.
-// Counting allocates nothing.
+// Seconds are those of the calls or, of a backend that queues work, those between the moments at
+// which its stream gets to a call and past it. Counting allocates nothing in the first case.
 class MeteredBackend final : public Backend {
  public:
-  explicit MeteredBackend(std::unique_ptr<Backend> backend) : backend_(std::move(backend)) {}
+  explicit MeteredBackend(std::unique_ptr<Backend> backend)
+      : backend_(std::move(backend)), timer_(backend_->device_timer()) {}
 
-  const OpCost& cost(OpKind kind) const { return costs_[static_cast<std::size_t>(kind)]; }
+  OpCost cost(OpKind kind) const;  // waits for what was queued
+  double macs(OpKind kind) const { return costs_[static_cast<std::size_t>(kind)].macs; }
   double macs() const;  // of all kinds
-  void reset() { costs_ = {}; }
+  void reset();
 
   std::string_view name() const override { return backend_->name(); }
   std::string description() const override { return backend_->description(); }
   Device device() const override { return backend_->device(); }
   Tensor allocate(DType dtype, Layout layout) override { return backend_->allocate(dtype, layout); }
   void synchronize(Stream stream) override { backend_->synchronize(stream); }
+  DeviceTimer* device_timer() override { return timer_; }
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
     return backend_->pack_weight(weight, dtype, column_group);
+  }
+  PackedWeight borrow_weight(ConstTensorView weight, int column_group) override {
+    return backend_->borrow_weight(weight, column_group);
   }
 
   DType bias_cache_dtype(DType weight) const override { return backend_->bias_cache_dtype(weight); }
@@ -80,9 +87,15 @@ class MeteredBackend final : public Backend {
 
  private:
   class Meter;
+  struct Queued {  // a call between two marks of the timer
+    OpKind kind;
+    int from, to;
+  };
 
   std::unique_ptr<Backend> backend_;
+  DeviceTimer* timer_;
   std::array<OpCost, kNumOpKinds> costs_;
+  std::vector<Queued> queued_;  // since the last reset()
 };
 
 }  // namespace flashomni

@@ -107,5 +107,35 @@ TEST_F(MeteredBackendTest, AddsUpTime) {
   EXPECT_EQ(op_kind_name(OpKind::kOther), "other");
 }
 
+// Marks are a second apart, on a clock that only counts marks.
+struct CountingTimer : DeviceTimer {
+  int marks = 0, resets = 0;
+  int mark(Stream) override { return marks++; }
+  double seconds(int from, int to) override { return to - from; }
+  void reset() override {
+    marks = 0;
+    ++resets;
+  }
+};
+
+TEST(MeteredDevice, TakesTheTimeOfQueuedWorkFromTheDevice) {
+  CountingTimer timer;
+  auto idle = std::make_unique<test::IdleBackend>();
+  idle->timer = &timer;
+  MeteredBackend metered(std::move(idle));
+  EXPECT_EQ(metered.device_timer(), &timer);
+  const Tensor rows = Tensor::host_zeros(DType::kF32, {4, 8});
+  metered.gated_add(rows, {}, rows, {});
+  metered.copy(rows, rows, {});
+  metered.gated_add(rows, {}, rows, {});
+  EXPECT_EQ(metered.cost(OpKind::kNorm).seconds, 2);
+  EXPECT_EQ(metered.cost(OpKind::kNorm).calls, 2);
+  EXPECT_EQ(metered.cost(OpKind::kOther).seconds, 1);
+  EXPECT_EQ(metered.cost(OpKind::kLinear).seconds, 0);
+  metered.reset();
+  EXPECT_EQ(timer.resets, 1);
+  EXPECT_EQ(metered.cost(OpKind::kNorm).seconds, 0);
+}
+
 }  // namespace
 }  // namespace flashomni

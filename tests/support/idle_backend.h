@@ -14,6 +14,7 @@ struct Calls {
 class IdleBackend : public Backend {
  public:
   Calls calls;
+  DeviceTimer* timer = nullptr;
 
   std::string_view name() const override { return "idle"; }
   std::string description() const override { return "computes nothing"; }
@@ -21,6 +22,7 @@ class IdleBackend : public Backend {
   Tensor allocate(DType dtype, Layout layout) override { return Tensor::host(dtype, layout); }
   void copy(ConstTensorView, TensorView, Stream) override {}
   void synchronize(Stream) override {}
+  DeviceTimer* device_timer() override { return timer; }
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
     return {{}, weight.size(0), weight.size(1), dtype, column_group};
   }

@@ -112,6 +112,7 @@ bool is_ragged(const AttentionPlan& plan, index_t rows) {
 void set_tensors(const AttentionTensors& tensors, AttentionParams& params) {
   const TensorView& out = tensors.out;
   params.q_map = row_map(tensors.q, tensors.q.size(1), kTileQ);
+  check_alignment(tma_tensor(out, out.size(1)));
   params.out = out.data;
   params.out_batch_stride = out.stride(0);
   params.out_row_stride = out.stride(1);
