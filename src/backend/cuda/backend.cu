@@ -54,6 +54,17 @@ Lists& rebuild(Plan& plan, Build&& build) {
   return *static_cast<Lists*>(plan.backend_lists.get());
 }
 
+// An attention plan of which only the device knows the lists.
+void begin_device_plan(const SymbolWords& words, AttentionPlan& plan) {
+  plan.q_grid = words.q_grid;
+  plan.kv_grid = words.kv_grid;
+  plan.num_heads = words.num_heads;
+  plan.items.clear();
+  plan.kv_blocks.clear();
+  plan.stats = {};
+  plan.lists_on_device = true;
+}
+
 // Makes a device the calling thread's current one, as launches and allocations need, for a scope.
 class DeviceScope {
  public:
@@ -97,17 +108,6 @@ class EventTimer final : public DeviceTimer {
   std::vector<cudaEvent_t> events_;
   int count_ = 0;
 };
-
-// An attention plan of which only the device knows the lists.
-void begin_device_plan(const SymbolWords& words, AttentionPlan& plan) {
-  plan.q_grid = words.q_grid;
-  plan.kv_grid = words.kv_grid;
-  plan.num_heads = words.num_heads;
-  plan.items.clear();
-  plan.kv_blocks.clear();
-  plan.stats = {};
-  plan.lists_on_device = true;
-}
 
 class CudaBackend final : public Backend {
  public:
@@ -192,6 +192,7 @@ class CudaBackend final : public Backend {
   }
   void build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
                                  Stream stream) override {
+    const DeviceScope scope(device_index_);
     auto& lists = rebuild<DeviceAttentionPlan>(plan, [&] { begin_device_plan(words, plan); });
     lists.assign(words, cut_options(), handle_of(stream));
   }

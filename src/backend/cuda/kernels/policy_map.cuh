@@ -31,10 +31,10 @@ struct MapShared {
 };
 
 // The logits of rows first_row .. of (item, head); those of empty kv blocks hold anything.
-// A warp computes 8 rows of 32 columns at a time.
+// A warp computes 4 rows of 32 columns at a time; loads of K run 32 features ahead.
 __device__ inline void fill_logits(const MapParams& map, int item, int head, int first_row,
                                    const MapShared& shared) {
-  constexpr int kRows = 8, kHalves = kMapRows / kRows;
+  constexpr int kRows = 4, kParts = kMapRows / kRows;
   const int lane = threadIdx.x % 32, dim = map.head_dim;
   const std::int64_t head_row = item * map.num_heads + head;
   const int rows = min(kMapRows, map.q.num_blocks - first_row);
@@ -46,16 +46,16 @@ __device__ inline void fill_logits(const MapParams& map, int item, int head, int
 
   const int num_kv_heads = map.num_heads / map.heads_per_kv_head;
   const std::int64_t kv_row = item * num_kv_heads + head / map.heads_per_kv_head;
-  for (int unit = threadIdx.x / 32; unit < map.leading / 32 * kHalves; unit += kMapThreads / 32) {
-    const int column = unit / kHalves * 32 + lane, row = unit % kHalves * kRows;
+  for (int unit = threadIdx.x / 32; unit < map.leading / 32 * kParts; unit += kMapThreads / 32) {
+    const int column = unit / kParts * 32 + lane, row = unit % kParts * kRows;
     const float* __restrict__ k = map.k_means + kv_row * dim * map.leading + column;
     const float* queries = shared.queries + row * dim;
     float sum[kRows] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int d = 0; d < dim; d += 4) {
       float key[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) key[i] = k[static_cast<std::int64_t>(d + i) * map.leading];
+      for (int i = 0; i < 4; ++i) key[i] = k[(d + i) * map.leading];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const float4 query = *reinterpret_cast<const float4*>(queries + r * dim + d);
