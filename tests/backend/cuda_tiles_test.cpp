@@ -144,7 +144,7 @@ TEST(CudaTiles, ColumnTilesCoverTheOutputWholeOrHalved) {
     EXPECT_TRUE(std::ranges::is_sorted(tiles, std::greater{}, &GemmTile::num_live));
     for (const int clusters : {1, 50, 1000}) {
       auto halved = tiles;
-      halve_last_tiles(out_features, clusters, 2, halved);
+      halve_last_tiles(out_features, clusters, halved);
       EXPECT_EQ(covered_columns(halved, out_features), wanted) << clusters;
       if (clusters == 1000) EXPECT_EQ(halved.back().width, 128);
     }

@@ -1,8 +1,6 @@
 #include "backend/cuda/gemm.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <type_traits>
 
 #include "backend/cuda/device/barrier.cuh"
@@ -15,17 +13,11 @@ namespace {
 
 constexpr int kTileM = 128, kSlice = 64;
 
-// TEMPORARY, for one comparison on a GPU: FO_GEMM_OFF=<sum of 1, 2, 4, ...> turns parts off.
-int bench_switch(int bit) {
-  static const int off = std::getenv("FO_GEMM_OFF") ? std::atoi(std::getenv("FO_GEMM_OFF")) : 0;
-  return off & bit;
-}
-
 int divide_up(index_t a, index_t b) { return static_cast<int>((a + b - 1) / b); }
 
 GemmKernel choose_kernel(const char* operation, const PackedWeight& weight, GemmKind kind,
-                         int head_dim, DType term, const LaunchTarget& target, int cluster = 2) {
-  const auto kernel = find_gemm_kernel(target.arch, weight.dtype, kind, head_dim, term, cluster);
+                         int head_dim, DType term, const LaunchTarget& target) {
+  const auto kernel = find_gemm_kernel(target.arch, weight.dtype, kind, head_dim, term);
   if (!kernel) {
     FO_FAIL(kUnsupported,
             "%s: the cuda backend has no kernel for %s, head_dim %d on compute capability %d.%d; "
@@ -79,7 +71,7 @@ void launch_early(void (*function)(Parameters...), int grid, int threads, int sh
                   cudaStream_t stream, const std::type_identity_t<Parameters>&... parameters) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = bench_switch(1) ? 0 : 1;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = threads;
@@ -90,36 +82,11 @@ void launch_early(void (*function)(Parameters...), int grid, int threads, int sh
   FO_CUDA(cudaLaunchKernelEx(&config, function, parameters...));
 }
 
-int num_clusters(int cluster, const LaunchTarget& target) {
-  if (cluster == 2) return target.num_sms / 2;
-  static const int of_four = [&] {
-    const GemmKernel kernel =
-        *find_gemm_kernel(target.arch, DType::kBF16, GemmKind::kDispatch, 0, DType::kBF16, 4);
-    FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kernel.shared_bytes));
-    cudaLaunchConfig_t config{};
-    config.gridDim = target.num_sms / 4 * 4;
-    config.blockDim = kernel.threads;
-    config.dynamicSmemBytes = kernel.shared_bytes;
-    int count = 0;
-    FO_CUDA(cudaOccupancyMaxActiveClusters(&count, kernel.function, &config));
-    std::fprintf(stderr, "clusters of four: %d\n", count);
-    return count;
-  }();
-  return of_four;
-}
-
-// TEMPORARY: of the output projection.
-int output_cluster(const PackedWeight& weight, DType term) {
-  return bench_switch(32) && weight.dtype == DType::kBF16 && term == DType::kBF16 ? 4 : 2;
-}
-
 void launch(const GemmKernel& kernel, const GemmParams& params, const LaunchTarget& target) {
   if (params.num_tiles == 0) return;
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
-  const int grid =
-      kernel.cluster * std::min(num_clusters(kernel.cluster, target), params.num_tiles);
+  const int grid = 2 * std::min(target.num_sms / 2, params.num_tiles);  // clusters of two
   launch_early(kernel.function, grid, kernel.threads, kernel.shared_bytes, target.stream, params);
 }
 
@@ -167,7 +134,7 @@ void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int head_dim,
     head_tiles_.num_tiles = static_cast<int>(tiles.size());
   };
   if (head_dim == 128) {
-    keep(cuda::make_head_tiles(plan, target.num_sms / 2, bench_switch(2 + 4 + 64)));
+    keep(cuda::make_head_tiles(plan, target.num_sms / 2));
   } else {
     keep(make_row_tiles(plan, 2 * kWideTile / head_dim));
   }
@@ -175,14 +142,12 @@ void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int head_dim,
 }
 
 void DeviceGemmPlan::make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
-                                       int cluster, const LaunchTarget& target) {
+                                       const LaunchTarget& target) {
   upload_heads(plan, target.stream);
   TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
   if (list.made_for == out_features) return;
-  auto tiles = make_column_tiles(plan, out_features, cluster);
-  if (kind == GemmKind::kDispatch || !bench_switch(8)) {
-    halve_last_tiles(out_features, num_clusters(cluster, target), cluster, tiles);
-  }
+  auto tiles = make_column_tiles(plan, out_features);
+  halve_last_tiles(out_features, target.num_sms / 2, tiles);
   upload(tiles, list.tiles, target.stream);
   list.num_tiles = static_cast<int>(tiles.size());
   list.made_for = out_features;
@@ -224,11 +189,10 @@ GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
             static_cast<long long>(head_dim), kSlice);
   }
   check_row_blocks("gemm_o", plan);
-  const int cluster = output_cluster(weight, term_type(cache, weight));
-  make_output_tiles(kind, plan, static_cast<int>(weight.out_features), cluster, target);
+  make_output_tiles(kind, plan, static_cast<int>(weight.out_features), target);
   const TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
   GemmParams params{};
-  params.a_map = matrix_map(projection.o, kTileM / cluster);
+  params.a_map = matrix_map(projection.o, kTileM / 2);
   const TensorView out = projection.residual ? projection.residual : projection.out;
   ProjectionParams& to = params.projections[0];
   to.w_map = weight_map(weight, 128);
@@ -246,7 +210,7 @@ GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
   params.gate = projection.gate.as<float>();
   params.slices_per_head = static_cast<int>(head_dim / kSlice);
   if (projection.mlp) {
-    params.mlp_map = matrix_map(projection.mlp, kTileM / cluster);
+    params.mlp_map = matrix_map(projection.mlp, kTileM / 2);
     params.mlp_slices = divide_up(projection.mlp.size(2), kSlice);
     params.mlp_column = static_cast<int>(head_columns);
   }
@@ -267,8 +231,8 @@ void DeviceGemmPlan::launch_o_update(const GemmPlan& plan, const OutputProjectio
                                      float steps_since_update, const BiasCacheView& cache,
                                      const LaunchTarget& target) {
   const DType term = term_type(cache, *projection.weight);
-  const GemmKernel kernel = choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0,
-                                          term, target, output_cluster(*projection.weight, term));
+  const GemmKernel kernel =
+      choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0, term, target);
   GemmParams params = output_params(GemmKind::kUpdate, plan, projection, cache, target);
   params.inverse_steps = 1 / steps_since_update;
   launch(kernel, params, target);
@@ -284,8 +248,7 @@ void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProject
                                        const BiasCacheView& cache, const LaunchTarget& target) {
   const DType term = term_type(cache, *projection.weight);
   const GemmKernel kernel =
-      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, term, target,
-                    output_cluster(*projection.weight, term));
+      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, term, target);
   GemmParams params = output_params(GemmKind::kDispatch, plan, projection, cache, target);
   params.order = static_cast<int>(coefficients.size()) - 1;
   std::copy(coefficients.begin(), coefficients.end(), params.coefficients);
@@ -315,7 +278,7 @@ void launch_heads(ConstTensorView x, std::span<const InputProjection> projection
 // few.
 bool shares_weight(index_t rows) {
   const int row_tiles = divide_up(rows, kTileM);
-  return !bench_switch(16) && (row_tiles % 2 == 0 || row_tiles > 16);
+  return row_tiles % 2 == 0 || row_tiles > 16;
 }
 
 void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,

@@ -44,7 +44,7 @@ class DeviceGemmPlan {
     int made_for = 0;  // head_dim, or output features; 0: not made
   };
   void make_head_tiles(const GemmPlan& plan, int head_dim, const LaunchTarget& target);
-  void make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features, int cluster,
+  void make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
                          const LaunchTarget& target);
   void upload_heads(const GemmPlan& plan, cudaStream_t stream);
   GemmParams output_params(GemmKind kind, const GemmPlan& plan, const OutputProjection& projection,

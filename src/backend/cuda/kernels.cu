@@ -10,12 +10,11 @@ constexpr AttentionKernel (*kAttentionKernels[])() = {
     attention_sm90_f16_d128,
 };
 constexpr GemmKernel (*kGemmKernels[])() = {
-    gemm_sm90_bf16_linear,      gemm_sm90_bf16_heads_d64, gemm_sm90_bf16_heads_d128,
-    gemm_sm90_bf16_update4,     gemm_sm90_bf16_dispatch4, gemm_sm90_bf16_update,
-    gemm_sm90_bf16_update_f32,  gemm_sm90_bf16_dispatch,  gemm_sm90_bf16_dispatch_f32,
-    gemm_sm90_f16_linear,       gemm_sm90_f16_heads_d64,  gemm_sm90_f16_heads_d128,
-    gemm_sm90_f16_update,       gemm_sm90_f16_update_f32, gemm_sm90_f16_dispatch,
-    gemm_sm90_f16_dispatch_f32,
+    gemm_sm90_bf16_linear,       gemm_sm90_bf16_heads_d64,   gemm_sm90_bf16_heads_d128,
+    gemm_sm90_bf16_update,       gemm_sm90_bf16_update_f32,  gemm_sm90_bf16_dispatch,
+    gemm_sm90_bf16_dispatch_f32, gemm_sm90_f16_linear,       gemm_sm90_f16_heads_d64,
+    gemm_sm90_f16_heads_d128,    gemm_sm90_f16_update,       gemm_sm90_f16_update_f32,
+    gemm_sm90_f16_dispatch,      gemm_sm90_f16_dispatch_f32,
 };
 
 }  // namespace
@@ -29,11 +28,11 @@ std::optional<AttentionKernel> find_attention_kernel(int arch, DType dtype, int 
 }
 
 std::optional<GemmKernel> find_gemm_kernel(int arch, DType dtype, GemmKind kind, int head_dim,
-                                           DType term, int cluster) {
+                                           DType term) {
   for (const auto row : kGemmKernels) {
     const GemmKernel kernel = row();
     if (kernel.arch == arch && kernel.dtype == dtype && kernel.kind == kind &&
-        kernel.head_dim == head_dim && kernel.term == term && kernel.cluster == cluster) {
+        kernel.head_dim == head_dim && kernel.term == term) {
       return kernel;
     }
   }

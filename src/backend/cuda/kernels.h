@@ -26,7 +26,6 @@ struct GemmKernel {
   GemmKind kind;
   int head_dim;  // of kHeads, else 0
   DType term;    // of the bias cache of kUpdate and kDispatch: f32 or `dtype`; else `dtype`
-  int cluster;   // thread blocks
   void (*function)(GemmParams);
   int threads, shared_bytes;
 };
@@ -34,7 +33,7 @@ struct GemmKernel {
 // Empty if there is none.
 std::optional<AttentionKernel> find_attention_kernel(int arch, DType dtype, int head_dim);
 std::optional<GemmKernel> find_gemm_kernel(int arch, DType dtype, GemmKind kind, int head_dim,
-                                           DType term, int cluster = 2);
+                                           DType term);
 
 // One a file in instances/.
 AttentionKernel attention_sm90_bf16_d64();
@@ -48,8 +47,6 @@ GemmKernel gemm_sm90_bf16_update();
 GemmKernel gemm_sm90_bf16_update_f32();
 GemmKernel gemm_sm90_bf16_dispatch();
 GemmKernel gemm_sm90_bf16_dispatch_f32();
-GemmKernel gemm_sm90_bf16_update4();
-GemmKernel gemm_sm90_bf16_dispatch4();
 GemmKernel gemm_sm90_f16_linear();
 GemmKernel gemm_sm90_f16_heads_d64();
 GemmKernel gemm_sm90_f16_heads_d128();

@@ -89,7 +89,7 @@ struct HeadTiles {
   std::vector<HeadTile> whole, small;  // small: of at most two row blocks
 };
 
-HeadTiles gather_heads(const GemmPlan& plan, bool use_pairs) {
+HeadTiles gather_heads(const GemmPlan& plan) {
   HeadTiles tiles;
   const HeadPairs pairs(plan);
   std::vector<std::vector<RowRange>> waiting(plan.num_heads);
@@ -103,7 +103,7 @@ HeadTiles gather_heads(const GemmPlan& plan, bool use_pairs) {
     const RowRange rows = range_of(plan.row_blocks[i]);
     const auto live = plan.live_heads(static_cast<std::size_t>(i));
     for (int n = 0; n < static_cast<int>(live.size()); ++n) {
-      const bool has_pair = use_pairs && n / 2 < static_cast<int>(live.size()) / 2;
+      const bool has_pair = n / 2 < static_cast<int>(live.size()) / 2;
       const int partner = has_pair ? pairs.partner(i, n / 2) : HeadPairs::kNone;
       if (partner == HeadPairs::kNone) {
         take(live[n], rows);
@@ -131,10 +131,10 @@ int count_wide_tiles(int num_tiles, int num_clusters) {
   return num_tiles - count_halved(num_tiles, 0, num_clusters);
 }
 
-std::vector<GemmTile> make_column_tiles(const GemmPlan& plan, int out_features, int cluster) {
+std::vector<GemmTile> make_column_tiles(const GemmPlan& plan, int out_features) {
   std::vector<GemmTile> tiles;
   for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
-    for (int column = 0; column < out_features; column += cluster * kWideTile) {
+    for (int column = 0; column < out_features; column += 2 * kWideTile) {
       tiles.push_back(tile_of(plan, i, column));
     }
   }
@@ -142,8 +142,7 @@ std::vector<GemmTile> make_column_tiles(const GemmPlan& plan, int out_features, 
   return tiles;
 }
 
-void halve_last_tiles(int out_features, int num_clusters, int cluster,
-                      std::vector<GemmTile>& tiles) {
+void halve_last_tiles(int out_features, int num_clusters, std::vector<GemmTile>& tiles) {
   const auto num_tiles = static_cast<int>(tiles.size());
   const std::vector<GemmTile> last(tiles.begin() + count_wide_tiles(num_tiles, num_clusters),
                                    tiles.end());
@@ -151,7 +150,7 @@ void halve_last_tiles(int out_features, int num_clusters, int cluster,
   for (GemmTile tile : last) {
     tile.width = kWideTile / 2;
     tiles.push_back(tile);
-    tile.column += cluster * tile.width;
+    tile.column += kWideTile;
     if (tile.column < out_features) tiles.push_back(tile);
   }
 }
@@ -171,8 +170,8 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile) {
   return tiles;
 }
 
-std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, int off) {
-  auto [tiles, small] = gather_heads(plan, !(off & 2));
+std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters) {
+  auto [tiles, small] = gather_heads(plan);
   const auto rest = static_cast<std::ptrdiff_t>(tiles.size()) % num_clusters;
   const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
   tiles.resize(tiles.size() - last.size());
@@ -187,7 +186,7 @@ std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, in
   // work.
   constexpr int kCosts[] = {20, 11, 8};
   int best = 0, best_cost = 0;
-  for (int i = 0; i < (off & 64 ? 2 : 3); ++i) {
+  for (int i = 0; i < 3; ++i) {
     const int rounds = (static_cast<int>(choices[i].size()) + num_clusters - 1) / num_clusters;
     const int cost = rounds * kCosts[i];
     if (i > 0 && cost >= best_cost) continue;
@@ -195,13 +194,6 @@ std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, in
     best_cost = cost;
   }
   tiles.insert(tiles.end(), choices[best].begin(), choices[best].end());
-  if (off & 4) {
-    for (HeadTile& tile : tiles) {
-      if (tile.sharing != Sharing::kBoth) continue;
-      tile = {
-          Sharing::kHead, {tile.heads[0], tile.heads[0]}, {tile.rows[0], {}, tile.rows[1], {}}, 0};
-    }
-  }
   return tiles;
 }
 

@@ -16,11 +16,9 @@ namespace flashomni::cuda {
 // The tile of kLinear from which on tiles are halved; all are whole if it is num_tiles.
 int count_wide_tiles(int num_tiles, int num_clusters);
 
-// Output columns of a row block, `cluster` (thread blocks) x kWideTile at a time; row blocks with
-// many live heads first.
-std::vector<GemmTile> make_column_tiles(const GemmPlan& plan, int out_features, int cluster = 2);
-void halve_last_tiles(int out_features, int num_clusters, int cluster,
-                      std::vector<GemmTile>& tiles);
+// Output columns of a row block, 2 x kWideTile at a time; row blocks with many live heads first.
+std::vector<GemmTile> make_column_tiles(const GemmPlan& plan, int out_features);
+void halve_last_tiles(int out_features, int num_clusters, std::vector<GemmTile>& tiles);
 
 // The live heads of a row block, up to `heads_per_tile` at a time.
 std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile);
@@ -36,6 +34,6 @@ inline constexpr int kPairReach = 64;
 // heads of a row block are worked on at about the same time. What is left of each head comes last,
 // two row blocks or one as a tile that is summed in halves. The last, unfinished round of whole
 // tiles and what is left are cut into such tiles where that saves time.
-std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters, int off = 0);
+std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters);
 
 }  // namespace flashomni::cuda

@@ -15,15 +15,14 @@ template <>
 inline constexpr DType kDTypeOf<__half> = DType::kF16;
 
 // kHeadDim is 0 for the kinds that have no heads of a fixed size.
-template <typename T, GemmKind kKind, int kHeadDim = 0, typename Term = T, int kCluster = 2>
+template <typename T, GemmKind kKind, int kHeadDim = 0, typename Term = T>
 GemmKernel gemm_sm90_row() {
-  using Kernel = GemmSm90<T, kKind, kHeadDim == 0 ? 128 : kHeadDim, Term, kCluster>;
+  using Kernel = GemmSm90<T, kKind, kHeadDim == 0 ? 128 : kHeadDim, Term>;
   return {90,
           kDTypeOf<T>,
           kKind,
           kHeadDim,
           kDTypeOf<Term>,
-          kCluster,
           gemm_sm90_kernel<Kernel>,
           Kernel::kThreads,
           static_cast<int>(sizeof(typename Kernel::SharedStorage))};

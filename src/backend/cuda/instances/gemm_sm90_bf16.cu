@@ -13,12 +13,6 @@ GemmKernel gemm_sm90_bf16_update() { return gemm_sm90_row<__nv_bfloat16, GemmKin
 GemmKernel gemm_sm90_bf16_update_f32() {
   return gemm_sm90_row<__nv_bfloat16, GemmKind::kUpdate, 0, float>();
 }
-GemmKernel gemm_sm90_bf16_update4() {
-  return gemm_sm90_row<__nv_bfloat16, GemmKind::kUpdate, 0, __nv_bfloat16, 4>();
-}
-GemmKernel gemm_sm90_bf16_dispatch4() {
-  return gemm_sm90_row<__nv_bfloat16, GemmKind::kDispatch, 0, __nv_bfloat16, 4>();
-}
 GemmKernel gemm_sm90_bf16_dispatch() { return gemm_sm90_row<__nv_bfloat16, GemmKind::kDispatch>(); }
 GemmKernel gemm_sm90_bf16_dispatch_f32() {
   return gemm_sm90_row<__nv_bfloat16, GemmKind::kDispatch, 0, float>();

@@ -23,13 +23,13 @@ struct BoxJob {
 };
 
 // kHeadDim matters to kHeads alone, Term (of the bias cache) to kUpdate and kDispatch.
-template <typename T, GemmKind kKind_, int kHeadDim_ = 128, typename Term_ = T, int kCluster_ = 2>
+template <typename T, GemmKind kKind_, int kHeadDim_ = 128, typename Term_ = T>
 struct GemmSm90 {
   using Element = T;
   using Term = Term_;
   static constexpr GemmKind kKind = kKind_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kCluster = kCluster_;  // thread blocks
+  static constexpr int kCluster = 2;  // thread blocks
   static constexpr int kTileN = kWideTile, kTileK = kPanelColumns;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (1 + kConsumers);
