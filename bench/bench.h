@@ -50,25 +50,33 @@ inline double now(int threads) {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// Best time of `work` over about `budget` seconds, and the peak measured in between.
+// Medians over the runs of `work` in about `budget` seconds. The machine's clock moves within
+// milliseconds, so each run is held against the peak right before and after it.
 struct Timing {
-  double seconds = 0, peak_gflops = 0;
+  double seconds = 0;
+  double gflop_at_peak = 0;  // what registers alone would have done in a run's time
 };
 template <typename Work>
 Timing time_beside_peak(const std::string& kernel_set, DType dtype, int threads, double budget,
                         const Work& work) {
-  double best = 1e9, peak = 0;
+  const auto peak = [&] { return measure_cpu_peak(kernel_set, dtype, threads, 2e-3); };
+  const auto median = [](std::vector<double>& values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  };
+  std::vector<double> seconds, gflop_at_peak;
   work();
-  for (int part = 0; part < 3; ++part) {
-    peak = std::max(peak, measure_cpu_peak(kernel_set, dtype, threads));
-    const double end = now(threads) + budget / 3;
-    do {
-      const double start = now(threads);
-      work();
-      best = std::min(best, now(threads) - start);
-    } while (now(threads) < end);
-  }
-  return {best, peak};
+  const double end = now(threads) + budget;
+  double before = peak();
+  do {
+    const double start = now(threads);
+    work();
+    seconds.push_back(now(threads) - start);
+    const double after = peak();
+    gflop_at_peak.push_back(seconds.back() * (before + after) / 2);
+    before = after;
+  } while (now(threads) < end);
+  return {median(seconds), median(gflop_at_peak)};
 }
 
 // The kernel sets named by --set, or all that multiply operands of `dtype` in their own way.

@@ -154,7 +154,7 @@ def measure_operators(options):
     for done, (operator, arguments) in enumerate(OPERATORS):
         print(f"[{done + 1}/{len(OPERATORS)}] {operator} {arguments}", file=sys.stderr)
         result = run_json(options.tool, "bench", operator, "--seq", "2368", "--sparsity",
-                          "0,0.5,0.75,0.9", "--threads", "1", *arguments.split())
+                          "0,0.5,0.75,0.9", *COMMON.split(), *arguments.split())
         rows += result["rows"]
     save("operators", rows, "bench/report.py operators", threads=1)
 
@@ -217,14 +217,14 @@ def render_compare(record):
 def render_operators(record):
     cells = []
     for row in record["rows"]:
-        peak = row.get("peak_gflops")
         gflops = row["tflops_done"] * 1000
         cells.append([row["op"], row["dtype"], str(row["head_dim"]), row["kind"],
                       f"{row['sparsity']:.2f}", f"{row['ms_median']:.2f}", f"{gflops:.0f}",
-                      f"{gflops / peak:.2f}" if peak else "-", f"{row['speedup']:.2f}",
-                      f"{row['ideal']:.2f}", f"{row['efficiency']:.2f}"])
-    header = ["op", "dtype", "head_dim", "kind", "sparsity", "ms", "GFLOP/s done", "of peak",
-              "speed-up", "ideal", "efficiency"]
+                      f"{row['peak_gflops']:.0f}",
+                      f"{row['of_peak']:.2f} ({row['of_peak_p90']:.2f})",
+                      f"{row['speedup']:.2f}", f"{row['ideal']:.2f}", f"{row['efficiency']:.2f}"])
+    header = ["op", "dtype", "head_dim", "kind", "sparsity", "ms", "GFLOP/s done", "peak",
+              "of peak (p90)", "speed-up", "ideal", "efficiency"]
     return provenance(record) + "\n\n" + table(header, cells)
 
 
@@ -233,22 +233,37 @@ def render_gpu(record):
     lengths = sorted({row["seq"] for row in record["rows"]})
     groups = {}
     for row in record["rows"]:
-        key = (row["op"], row["head_dim"], row["kind"], row["sparsity"])
+        # What a policy leaves out depends on the length; its rows belong together all the same.
+        sparsity = "-" if row["op"] == "policy" else f"{row['sparsity']:.2f}"
+        key = (row["op"], row["head_dim"], row["kind"], row.get("pattern"), sparsity)
         groups.setdefault(key, {})[row["seq"]] = row
+    has_patterns = any(row.get("pattern") for row in record["rows"])
     cells = []
-    for (op, head_dim, kind, sparsity), group in groups.items():
-        row = [op, str(head_dim), kind, f"{sparsity:.2f}"]
+    for (op, head_dim, kind, pattern, sparsity), group in groups.items():
+        row = [op, str(head_dim), kind, *([pattern or "-"] if has_patterns else []), sparsity]
         for seq in lengths:
             entry = group.get(seq)
-            efficiency = entry and entry["efficiency"]
+            if not entry or "not_run" in entry:
+                row += ["not run" if entry else "-", "-", "-"]
+                continue
+            efficiency = entry["efficiency"]
             row += [f"{entry['ms_median']:.3f}", f"{entry['speedup_over_peer']:.2f}",
-                    "-" if efficiency is None else f"{efficiency:.2f}"] if entry else ["-"] * 3
+                    "-" if efficiency is None else f"{efficiency:.2f}"]
         cells.append(row)
-    header = ["op", "head_dim", "kind", "sparsity"]
+    header = ["op", "head_dim", "kind", *(["pattern"] if has_patterns else []), "sparsity"]
     for seq in lengths:
         header += [f"N={seq} ms", "x peer", "efficiency"]
-    source = f"{record['gpu']}, {record['date']}, commit {record['kernels_of_commit']}."
-    return source + "\n\n" + table(header, cells)
+    return gpu_source(record) + "\n\n" + table(header, cells)
+
+
+def gpu_source(record):
+    if "kernels_of_commit" in record:  # measured before bench/peers.py was there
+        return f"{record['gpu']}, {record['date']}, commit {record['kernels_of_commit']}."
+    lost = {f"{row['op']} was not run: {row['not_run']}"
+            for row in record["rows"] if "not_run" in row}
+    return " ".join([f"`{record['command']}`, {record['date']}, commit {record['commit']}, "
+                     f"{record['gpu']} ({record['power_limit']}), torch {record['torch']}, cuDNN "
+                     f"{record['cudnn']}.", *(f"{reason}." for reason in sorted(lost))])
 
 
 def with_plot(name):

@@ -12,7 +12,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 
 # Public header -> the layer that owns it.
 PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order": "symbols",
-          "plan": "plan",
+          "plan": "plan", "selection": "backend",
           "backend": "backend", "attention": "ops", "gemm": "ops", "policy": "policy",
           "engine": "engine", "safetensors": "io", "png": "io", "flux": "models",
           "pipeline": "pipeline", "image_metrics": "pipeline", "record": "pipeline"}
@@ -21,7 +21,7 @@ PUBLIC = {"tensor": "core", "error": "core", "symbols": "symbols", "token_order"
 # The first matching folder counts.
 KERNELS = ["core/", "symbols/layout.h", "plan/", "backend/registry.h", "backend/cpu_features.h"]
 LAYERS = [
-    ("src/core", "core", ["core/"], []),
+    ("src/core", "core", ["core/"], ["sys/mman.h"]),  # huge pages under large tensors
     ("src/symbols", "core symbols", ["core/", "symbols/"], []),
     ("src/plan", "core symbols plan", ["core/", "symbols/", "plan/"], []),
     ("src/backend/reference", "core symbols plan backend", KERNELS + ["backend/reference/"], []),

@@ -1,6 +1,7 @@
 // bench_attention.cpp -- the jobs `attention` and `policy`.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -91,7 +92,7 @@ double sampled_error(Backend& backend, const AttentionOperands& operands) {
 BenchJob attention_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
   const auto run = [&backend, operands](const AttentionPlan& plan) {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, plan, operands->q, operands->k, operands->v, operands->scale,
                 operands->out);
     });
@@ -133,29 +134,71 @@ double logit_error(const AttentionOperands& operands, const BlockScores& scores)
   return error.value();
 }
 
+// The larger of the error of block scores and the share of pairs that the host selects otherwise.
+double selection_error(Backend& backend, const AttentionOperands& operands,
+                       const SparseSymbols& chosen) {
+  BlockScores scores;
+  backend.block_scores(operands.q, operands.k, chosen.q_grid(), chosen.kv_grid(), {}, scores, {});
+  SparseSymbols expected(chosen.q_grid(), chosen.kv_grid(), chosen.num_heads());
+  select_flashomni({}, /*ramp=*/1, scores, expected);
+  std::int64_t different = 0;
+  for (std::size_t w = 0; w < expected.skip_words().size(); ++w) {
+    different += std::popcount(expected.skip_words()[w] ^ chosen.skip_words()[w]);
+  }
+  const double share =
+      static_cast<double>(different) / static_cast<double>(expected.stats().block_pairs);
+  return std::max(share, logit_error(operands, scores));
+}
+
 }  // namespace
 
 BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
-  const auto scores = std::make_shared<BlockScores>();
-  const auto symbols = std::make_shared<SparseSymbols>(operands->symbols);
+  const BlockGrid& grid = operands->symbols.q_grid();
+  const auto words =
+      std::make_shared<SymbolWords>(make_symbol_words(backend, grid, grid, shape.num_heads));
   BenchJob job;
-  job.sparse = [&backend, operands, scores, symbols] {
-    return time_once(backend, [&] {
-      const BlockGrid& grid = symbols->q_grid();
-      symbols->set_all_live();
-      backend.block_scores(operands->q, operands->k, grid, grid, {}, *scores, {});
-      select_flashomni({}, /*ramp=*/1, *scores, *symbols);
+  job.sparse = [&backend, operands, words] {
+    return time_once(backend, operands->shape, [&] {
+      backend.select_symbols(operands->q, operands->k, {}, /*ramp=*/1, *words, {}, {});
     });
   };
   job.dense = [&backend, operands] {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       attention(backend, operands->dense_plan, operands->q, operands->k, operands->v,
                 operands->scale, operands->out);
     });
   };
-  job.error = [operands, scores] { return logit_error(*operands, *scores); };
+  job.error = [&backend, operands, words] {
+    const SparseSymbols chosen = download_symbols(backend, *words);
+    return selection_error(backend, *operands, chosen);
+  };
   job.macs_done = 2.0 * shape.seq_len * shape.inner_dim();  // the pooling
+  job.ideal = 0;
+  return job;
+}
+
+BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
+  const auto operands = std::make_shared<AttentionOperands>(backend, shape, mask);
+  const BlockGrid& grid = operands->symbols.q_grid();
+  const auto words =
+      std::make_shared<SymbolWords>(make_symbol_words(backend, grid, grid, shape.num_heads));
+  upload_symbols(backend, operands->symbols, *words);
+  const auto attend = [&backend, operands](const AttentionPlan& plan) {
+    attention(backend, plan, operands->q, operands->k, operands->v, operands->scale, operands->out);
+  };
+  BenchJob job;
+  job.sparse = [&backend, operands, words] {
+    return time_once(backend, operands->shape,
+                     [&] { backend.build_attention_plan_from(*words, operands->plan, {}); });
+  };
+  job.dense = [=, &backend] {
+    return time_once(backend, operands->shape, [&] { attend(operands->dense_plan); });
+  };
+  job.error = [=, &backend] {
+    attend(operands->plan);
+    return sampled_error(backend, *operands);
+  };
   job.ideal = 0;
   return job;
 }

@@ -1,5 +1,5 @@
-// bench_gemm.cpp -- the jobs `gemm-q` and `gemm-o`. in_features = out_features = heads * head_dim.
-// SPDX-License-Identifier: Apache-2.0
+// bench_gemm.cpp -- the jobs `gemm-q`, `gemm-o` and `linear`. in_features = out_features = heads *
+// head_dim. SPDX-License-Identifier: Apache-2.0
 #include <memory>
 
 #include "bench_jobs.h"
@@ -70,7 +70,7 @@ double sampled_error(Backend& backend, const GemmOperands& operands, bool live_o
 BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
   const auto operands = std::make_shared<GemmOperands>(backend, shape, mask, shape.head_dim);
   const auto run = [&backend, operands](const GemmPlan& plan) {
-    return time_once(backend, [&] {
+    return time_once(backend, operands->shape, [&] {
       gemm_q(backend, plan, operands->x, operands->weight, {}, {}, operands->out);
     });
   };
@@ -80,6 +80,22 @@ BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest
   job.error = [&backend, operands] { return sampled_error(backend, *operands, true); };
   job.macs_done = operands->dense_macs() * operands->live_fraction();
   job.ideal = 1 / operands->live_fraction();
+  return job;
+}
+
+BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
+  const auto operands = std::make_shared<GemmOperands>(backend, shape, mask, /*column_group=*/0);
+  const index_t rows = shape.seq_len, dim = shape.inner_dim();
+  BenchJob job;
+  job.sparse = [&backend, operands, rows, dim] {
+    return time_once(backend, operands->shape, [&] {
+      backend.linear(operands->x.view().reshape({rows, dim}), operands->weight, {},
+                     Activation::kNone, operands->out.view().reshape({rows, dim}), {});
+    });
+  };
+  job.dense = job.sparse;
+  job.error = [&backend, operands] { return sampled_error(backend, *operands, false); };
+  job.macs_done = operands->dense_macs();
   return job;
 }
 
@@ -99,7 +115,7 @@ BenchJob gemm_o_job(Backend& backend, const BenchShape& shape, const MaskRequest
     cache.terms[0] = *bias_cache;
     cache.valid_order = *orders;
     constexpr float kOne[] = {1.0f};
-    const double seconds = time_once(backend, [&] {
+    const double seconds = time_once(backend, operands->shape, [&] {
       gemm_o_update(backend, operands->plan, projection(), 1, cache);
       for (int step = 1; step < shape.interval; ++step) {
         gemm_o_dispatch(backend, operands->plan, projection(), kOne, cache);
@@ -108,7 +124,7 @@ BenchJob gemm_o_job(Backend& backend, const BenchShape& shape, const MaskRequest
     return seconds / shape.interval;
   };
   job.dense = [&backend, operands, projection] {
-    return time_once(backend,
+    return time_once(backend, operands->shape,
                      [&] { gemm_o_update(backend, operands->dense_plan, projection(), 1, {}); });
   };
   // With o unchanged since the update, a dispatch gives the dense projection.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <memory>
 #include <utility>
 
@@ -101,7 +102,7 @@ class Layer {
   double run_step(Engine& engine, int step) {
     engine.begin_step(step, /*branch=*/0);
     const AttentionStream stream{0, shape_.seq_len, &weights_, x_, {}, out_};
-    return time_once(backend_, [&] { engine.attend(/*layer=*/0, {&stream, 1}, {}); });
+    return time_once(backend_, shape_, [&] { engine.attend(/*layer=*/0, {&stream, 1}, {}); });
   }
 
   Backend& backend_;
@@ -130,11 +131,20 @@ double small_layer_error(Backend& backend, BenchShape shape, const MaskRequest& 
 
 }  // namespace
 
-double time_once(Backend& backend, const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  backend.synchronize({});
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+double time_once(Backend& backend, const BenchShape& shape, const std::function<void()>& work) {
+  const auto run = [&](int count) {
+    const auto start = std::chrono::steady_clock::now();
+    const std::clock_t cpu_start = std::clock();
+    for (int i = 0; i < count; ++i) work();
+    backend.synchronize({});
+    const double cpu_seconds = static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC;
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    return (shape.cpu_time ? cpu_seconds : seconds.count()) / count;
+  };
+  const double once = run(1);
+  if (backend.device().type == DeviceType::kCpu) return once;
+  constexpr double kLongEnough = 2e-3;  // against which starting and waiting count for little
+  return once < kLongEnough ? run(1 + static_cast<int>(kLongEnough / once)) : once;
 }
 
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {

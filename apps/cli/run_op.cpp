@@ -29,7 +29,8 @@ const std::vector<Operator>& operators() {
       {"attention",
        "q",
        run_attention,
-       {"dtype", "block_q", "block_kv", "scale", "text_tokens", "text_position"}},
+       {"dtype", "block_q", "block_kv", "scale", "text_tokens", "text_position",
+        "steps_since_update"}},
       {"gemm-q", "x", run_gemm_q, {"dtype", "heads", "block_q", "text_offset"}},
       {"gemm-o-update",
        "o",
@@ -134,6 +135,9 @@ void add_run_op(CLI::App& app, Command& selected) {
   command->add_option("--set", options->set, "settings: name=value,...")
       ->delimiter(',')
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->footer(
+      "Rows that attention does not compute keep `out` of the input, or are extrapolated from\n"
+      "`reuse` (+ k `reuse_1` + k^2/2 `reuse_2`) of the same shape, k = --set steps_since_update.");
   add_backend_options(*command, options->backend);
   command->add_flag("--json", options->json, "one JSON object on stdout");
   command->add_flag("-v,--verbose", options->verbose, "say where it ran and how long");

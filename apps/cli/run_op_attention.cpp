@@ -3,9 +3,11 @@
 #include <cmath>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "commands.h"
 #include "flashomni/attention.h"
+#include "flashomni/error.h"
 #include "flashomni/policy.h"
 #include "op_call.h"
 
@@ -33,6 +35,36 @@ BlockGrid make_grid(const OpCall& call, const char* block_name, int batch, int n
   return BlockGrid(call.integer(block_name, 128), batch, segments, lengths);
 }
 
+// The optional tensors `reuse`, `reuse_1`, `reuse_2`: values and differences of the last update, as
+// f32, from which rows that are not computed are extrapolated.
+struct Reuse {
+  std::vector<Tensor> terms;
+  std::vector<ConstTensorView> views;
+  std::vector<float> coefficients;
+  AttentionReuse view() const { return {views, coefficients}; }
+};
+
+Reuse make_reuse(const OpCall& call, const Layout& layout) {
+  Reuse reuse;
+  const double k = call.number("steps_since_update", 1);
+  const char* missing = nullptr;
+  for (const char* name : {"reuse", "reuse_1", "reuse_2"}) {
+    if (!call.has(name)) {
+      missing = missing ? missing : name;
+      continue;
+    }
+    if (missing) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  std::string("run-op attention: the input has ") + name + " without " + missing);
+    }
+    const double order = static_cast<double>(reuse.terms.size());
+    reuse.coefficients.push_back(static_cast<float>(std::pow(k, order) / std::tgamma(order + 1)));
+    reuse.terms.push_back(call.initial(name, layout, DType::kF32, 0));
+    reuse.views.push_back(reuse.terms.back());
+  }
+  return reuse;
+}
+
 }  // namespace
 
 void run_attention(OpCall& call) {
@@ -49,7 +81,8 @@ void run_attention(OpCall& call) {
   Tensor out = call.initial("out", q.view().layout, call.dtype(), kCanary);
   Tensor lse = call.filled({q.size(0), q.size(2), q.size(1)}, DType::kF32,
                            std::numeric_limits<float>::quiet_NaN());
-  attention(call.backend(), plan, q, k, v, static_cast<float>(scale), out, lse);
+  const Reuse reuse = make_reuse(call, out.view().layout);
+  attention(call.backend(), plan, q, k, v, static_cast<float>(scale), out, lse, {}, reuse.view());
   call.backend().synchronize({});
   call.save("out", std::move(out));
   call.save("lse", std::move(lse));
@@ -68,25 +101,21 @@ void run_policy(OpCall& call) {
   }
   options.scope = scope == "head" ? PolicyScope::kHead : PolicyScope::kLayer;
 
-  SparseSymbols symbols(make_grid(call, "block_q", size(q, 0), size(q, 1)),
+  Backend& backend = call.backend();
+  SymbolWords words =
+      make_symbol_words(backend, make_grid(call, "block_q", size(q, 0), size(q, 1)),
                         make_grid(call, "block_kv", size(k, 0), size(k, 1)), size(q, 2));
-  BlockScoreOptions measured;
-  measured.similarity = options.sim_threshold.has_value();
-  BlockScores scores;
-  call.backend().block_scores(q, k, symbols.q_grid(), symbols.kv_grid(), measured, scores, {});
-  const SelectionScores selection = select_flashomni(options, /*ramp=*/1, scores, symbols);
-
   const index_t batch = q.size(0), heads = q.size(2);
-  const index_t q_blocks = symbols.q_grid().num_blocks(),
-                kv_blocks = symbols.kv_grid().num_blocks();
+  const index_t q_blocks = words.q_grid.num_blocks(), kv_blocks = words.kv_grid.num_blocks();
+  Tensor c = backend.allocate(DType::kF32, {batch, heads, q_blocks});
+  Tensor g = backend.allocate(DType::kF32, {batch, heads, q_blocks});
+  backend.select_symbols(q, k, options, /*ramp=*/1, words, {c, g}, {});
+
   Tensor cache = Tensor::host(DType::kU8, {batch, heads, q_blocks});
   Tensor skip = Tensor::host(DType::kU8, {batch, heads, q_blocks, kv_blocks});
-  symbols.to_masks({cache.as<std::uint8_t>(), static_cast<std::size_t>(cache.bytes())},
-                   {skip.as<std::uint8_t>(), static_cast<std::size_t>(skip.bytes())});
-  Tensor c = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
-  Tensor g = Tensor::host_zeros(DType::kF32, {batch, heads, q_blocks});
-  std::copy(selection.c.begin(), selection.c.end(), c.as<float>());
-  std::copy(selection.g.begin(), selection.g.end(), g.as<float>());
+  download_symbols(backend, words)
+      .to_masks({cache.as<std::uint8_t>(), static_cast<std::size_t>(cache.bytes())},
+                {skip.as<std::uint8_t>(), static_cast<std::size_t>(skip.bytes())});
   call.save("cache", std::move(cache));
   call.save("skip", std::move(skip));
   call.save("c_score", std::move(c));

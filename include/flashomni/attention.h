@@ -16,9 +16,12 @@ namespace flashomni {
 //   lse     [batch, num_heads, seq_len]               f32, natural log; {} = not wanted
 //   scale   multiplies the logits before softmax, usually 1 / sqrt(head_dim)
 //
-// The softmax is normalised over the kept tokens only. Rows of `out` and `lse` in cached query
-// blocks, or past an item's length, are left untouched: they are the caller's. A live query row
-// with no live kv block gives out = 0, lse = -inf. `out` may not overlap the inputs.
+//   reuse   terms [batch, seq_len, num_heads, head_dim], all f32 or all of q's dtype, last stride 1
+//
+// The softmax is normalised over the kept tokens only. Rows of `out` in cached query blocks become
+// the forecast of `reuse`, in the same launch; without one, and past an item's length, they are
+// left untouched: they are the caller's. So are rows of `lse` that are not computed. A live query
+// row with no live kv block gives out = 0, lse = -inf. `out` may not overlap the inputs.
 // Enqueues on `stream` and returns (CPU backends compute before returning); `plan` must outlive
 // the work.
 // Throws Error(kInvalidArgument) naming the tensor that disagrees with `plan`, and
@@ -26,6 +29,6 @@ namespace flashomni {
 // Source: arXiv:2509.25401, unified sparse attention kernel.
 void attention(Backend& backend, const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                ConstTensorView v, float scale, TensorView out, TensorView lse = {},
-               Stream stream = {});
+               Stream stream = {}, const AttentionReuse& reuse = {});
 
 }  // namespace flashomni

@@ -13,71 +13,19 @@
 #include <string_view>
 #include <vector>
 
+#include "flashomni/device_timer.h"
 #include "flashomni/plan.h"
+#include "flashomni/projection.h"
+#include "flashomni/selection.h"
 #include "flashomni/tensor.h"
 
 namespace flashomni {
 
-// A weight matrix [out_features, in_features] in whatever order the backend's kernels read.
-struct PackedWeight {
-  Tensor storage;
-  index_t out_features = 0, in_features = 0;
-  DType dtype = DType::kF32;  // operands are rounded to this; sums are fp32
-  int column_group = 0;       // out_features per head (gemm_q), or 0: no grouping
-};
-
-enum class Activation { kNone, kGeluTanh, kSilu };
-
-// What GEMM-Q does to a finished (row block, head) tile before storing it: RMS norm over head_dim,
-// then rotary embedding of the interleaved pairs (2i, 2i + 1).
-struct NormRope {
-  ConstTensorView norm_weight;  // [head_dim] f32, or {} = no norm
-  float eps = 1e-6f;
-  ConstTensorView cos, sin;  // [num_rows, head_dim / 2] f32, row = row of the matrix; {} = no rope
-};
-
-inline constexpr int kMaxForecastOrder = 2;
-
-// The projected bias cache B_c of GEMM-O and its finite differences (arXiv:2509.25401; spec of
-// the orders: docs/paper_map.md). Written by gemm_o_update, read by gemm_o_dispatch.
-struct BiasCacheView {
-  int order = -1;  // highest order kept, 0..2; -1: no cache (gemm_o_update just projects)
-  // [batch, num_rows, out_features], all f32 or all Backend::bias_cache_dtype()
-  TensorView terms[kMaxForecastOrder + 1];
-  TensorView valid_order;  // u8 [batch, num_q_blocks]: highest order usable in a row block
-};
-
-// One output projection: out = sum over heads o_h W_h (+ mlp W_m) + bias. `o`, `mlp` and `out` have
-// the weight's dtype.
-struct OutputProjection {
-  const PackedWeight* weight = nullptr;  // [out_features, num_heads * head_dim (+ mlp_dim)]
-  ConstTensorView bias;                  // [out_features] f32, or {}
-  ConstTensorView o;                     // [batch, num_rows, num_heads * head_dim]
-  ConstTensorView mlp;  // [batch, num_rows, mlp_dim], or {}: the second half of a single-stream
-                        // block's concat[attention, mlp]; never enters the bias cache
-  TensorView out;       // [batch, num_rows, out_features]
-};
-
-struct BlockScoreOptions {
-  float scale = 0;               // of the logits; 0 = head_dim^-0.5
-  bool similarity = false;       // also fill q_similarity and k_similarity
-  bool subtract_k_mean = false;  // pool K minus its per-head mean over tokens
-  bool log_count_bias = false;   // add log(count / block) to the logits of short kv blocks
-  bool operator==(const BlockScoreOptions&) const = default;
-};
-
-// Block-pooled statistics of Q and K for policies, on the host.
-struct BlockScores {
-  int batch = 0, num_heads = 0, num_q_blocks = 0, num_kv_blocks = 0;
-  std::vector<float> logits;        // [batch, num_heads, q_blocks, kv_blocks]; 0 in empty blocks
-  std::vector<float> q_similarity;  // [batch, num_heads, q_blocks]  mean pairwise cosine of the
-  std::vector<float> k_similarity;  // [batch, num_heads, kv_blocks] tokens of a block
-  std::span<const float> logits_row(int item, int head, int q_block) const {
-    return {
-        logits.data() + ((static_cast<index_t>(item) * num_heads + head) * num_q_blocks + q_block) *
-                            num_kv_blocks,
-        static_cast<std::size_t>(num_kv_blocks)};
-  }
+// What rows of cached query blocks become: the sum over o of coefficients[o] * terms[o], at most
+// kMaxForecastOrder + 1 of them. No terms: the rows stay as they are.
+struct AttentionReuse {
+  std::span<const ConstTensorView> terms;  // of out's shape; all f32, or all of out's dtype
+  std::span<const float> coefficients;     // one a term
 };
 
 class Backend {
@@ -93,10 +41,17 @@ class Backend {
   // Between host and device or within the device; dtypes and shapes agree, both contiguous.
   virtual void copy(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void synchronize(Stream stream) = 0;
+  // nullptr where a call returns when its work is done, so that a clock of the host tells its time.
+  virtual DeviceTimer* device_timer() { return nullptr; }
 
   // `weight` [out, in] f32, bf16 or f16 in host memory. `column_group` > 0 lets gemm_q address
   // groups of that many output features.
   virtual PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) = 0;
+  // The same for a weight on the backend's device, rows of stride 1, seen without a copy: `weight`
+  // must outlive the result. Empty storage if the kernels read another order.
+  virtual PackedWeight borrow_weight(ConstTensorView /*weight*/, int /*column_group*/) {
+    return {};
+  }
 
   // What the terms of a bias cache are best kept in, for a weight of this dtype. Sums and
   // differences are formed in fp32 whatever they are kept in.
@@ -106,15 +61,29 @@ class Backend {
                                     Stream stream) = 0;
   virtual void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_tokens,
                                const SparseSymbols* previous, GemmPlan& plan, Stream stream) = 0;
+  // The same from symbols in this backend's memory. Where the backend builds the lists there too,
+  // it waits for nothing and the plan has `lists_on_device`; the default reads the words back,
+  // which waits, and builds as above. The lists are those of `words` when the stream gets there.
+  virtual void build_attention_plan_from(const SymbolWords& words, AttentionPlan& plan,
+                                         Stream stream);
+  virtual void build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
+                                    const SymbolWords* previous, GemmPlan& plan, Stream stream);
 
   // The contract of flashomni::attention (attention.h).
   virtual void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                          ConstTensorView v, float scale, TensorView out, TensorView lse,
-                         Stream stream) = 0;
+                         Stream stream, const AttentionReuse& reuse = {}) = 0;
   // The contracts of gemm.h.
   virtual void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
                       ConstTensorView bias, const NormRope& epilogue, TensorView out,
                       Stream stream) = 0;
+  // gemm_q() of each projection over one x; a backend may do them in one pass over x.
+  virtual void gemm_qkv(ConstTensorView x, std::span<const InputProjection> projections,
+                        Stream stream) {
+    for (const InputProjection& p : projections) {
+      gemm_q(*p.plan, x, *p.weight, p.bias, p.epilogue, p.out, stream);
+    }
+  }
   virtual void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,
                              float steps_since_update, const BiasCacheView& cache,
                              Stream stream) = 0;
@@ -139,6 +108,13 @@ class Backend {
   virtual void block_scores(ConstTensorView q, ConstTensorView k, const BlockGrid& q_grid,
                             const BlockGrid& kv_grid, const BlockScoreOptions& options,
                             BlockScores& scores, Stream stream) = 0;
+  // Writes `words` as select_flashomni (policy.h) chooses for Q and K, which are as above; `ramp`
+  // multiplies both thresholds. On a device every sum is fp32, and nothing is waited for. The first
+  // call on `words` allocates; those after it, of the same shapes, can be captured in a graph. The
+  // default measures with block_scores and selects on the host.
+  virtual void select_symbols(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options,
+                              double ramp, SymbolWords& words, const ScoreViews& scores,
+                              Stream stream);
   // out = sum over o of coefficients[o] * terms[o]; terms and out are contiguous and of one shape,
   // terms f32, out f32, bf16 or f16.
   virtual void forecast(std::span<const TensorView> terms, std::span<const float> coefficients,
@@ -180,8 +156,10 @@ struct BackendInfo {
 std::vector<std::string> cpu_kernel_sets();
 // GFLOP/s of the multiply instruction that a kernel set ("auto" or one of the above) uses for
 // operands of `dtype`, on registers alone and `num_threads` threads: what a kernel that never
-// waited would reach. Takes 0.1 s.
-double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads);
+// waited would reach. The median of 15 samples that take `seconds` together: 0.1 for a figure of
+// the machine, 0.002 right before and after a kernel for what the machine gave it just then.
+double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads,
+                        double seconds = 0.1);
 
 // `name` is "auto" (best available), or a name from list_backends().
 // Throws kInvalidArgument for an unknown name, kUnsupported if it cannot run on this machine.

@@ -70,6 +70,10 @@ struct AttentionStream {
   ConstTensorView x;    // [num_tokens, hidden_dim], normed and modulated, the weights' dtype
   ConstTensorView mlp;  // [num_tokens, mlp_dim] or {}: see OutputProjection::mlp
   TensorView out;       // [num_tokens, hidden_dim], the weights' dtype
+  // If given, [num_tokens, hidden_dim] f32: attend() adds gate ([hidden_dim] f32, {} = 1) times the
+  // projection to it, and writes `out` only where wants_modules() asks for it afterwards.
+  TensorView residual = {};
+  ConstTensorView gate = {};
 };
 
 // Rotary tables of the joint sequence, [seq_len, head_dim / 2] f32; {} = no rotary embedding.

@@ -36,6 +36,7 @@ void gemm_q(Backend& backend, const GemmPlan& plan, ConstTensorView x, const Pac
 // are formed as far as valid_order allows and valid_order grows by one, up to cache.order;
 // elsewhere valid_order becomes 0. With cache.order == -1 nothing is remembered.
 // Rows past an item's length are not written, neither in `out` nor in the cache.
+// With projection.residual instead of `out`, what is written above to `out` is added there, gated.
 // Source: arXiv:2509.25401, GEMM-O; the validity rule is ours (docs/paper_map.md).
 void gemm_o_update(Backend& backend, const GemmPlan& plan, const OutputProjection& projection,
                    float steps_since_update, const BiasCacheView& cache, Stream stream = {});
@@ -43,9 +44,9 @@ void gemm_o_update(Backend& backend, const GemmPlan& plan, const OutputProjectio
 // The output projection of a dispatch step:
 //   out = sum over o <= valid_order of coefficients[o] * terms[o]
 //         + sum over live heads o_h W_h (+ mlp W_m).
-// `o` of cached heads is never read; projection.bias must be {} because B_c contains it.
-// coefficients[o] = k^o / o! (Taylor) or binomial (Newton), k = steps since the update;
-// 1 <= coefficients.size() <= cache.order + 1.
+// to `out` or `residual`. `o` of cached heads is never read; projection.bias must be {} because B_c
+// contains it. coefficients[o] = k^o / o! (Taylor) or binomial (Newton), k = steps since the
+// update; 1 <= coefficients.size() <= cache.order + 1.
 void gemm_o_dispatch(Backend& backend, const GemmPlan& plan, const OutputProjection& projection,
                      std::span<const float> coefficients, const BiasCacheView& cache,
                      Stream stream = {});

@@ -34,6 +34,9 @@ struct AttentionPlan {
   std::vector<AttentionItem> items;
   std::vector<std::int32_t> kv_blocks;  // ascending within an item
   SymbolStats stats;
+  // Built from SymbolWords (selection.h): only the device knows the lists. Items, kv_blocks and
+  // stats are then empty, and the plan serves no other backend.
+  bool lists_on_device = false;
   BackendLists backend_lists = no_backend_lists();
 };
 

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "flashomni/backend.h"  // BlockScores
+#include "flashomni/backend.h"
 #include "flashomni/symbols.h"
 #include "flashomni/token_order.h"
 
@@ -65,20 +65,6 @@ class SparsityPolicy {
   }
   // True for a policy that never leaves anything out: the engine then runs every step dense.
   virtual bool is_dense() const { return false; }
-};
-
-enum class PolicyScope { kHead, kLayer };
-
-// The selection of arXiv:2509.25401, section "sparse symbol generation"; formulas and worked
-// examples in docs/paper_map.md.
-struct FlashOmniOptions {
-  double tau_q = 0.5;    // caching: mass of C and G that the cached blocks may hold; <= 0: none
-  double tau_kv = 0.05;  // skipping: softmax mass that a row may lose; <= 0: none
-  PolicyScope scope = PolicyScope::kHead;
-  std::optional<double> sim_threshold;  // self-similarity gate; absent: off
-  bool keep_text_kv = true;             // never skip text columns
-  bool subtract_k_mean = false;
-  bool log_count_bias = false;
 };
 
 // The raw scores behind the caching decision, [batch, num_heads, q_blocks], 0 at text blocks.

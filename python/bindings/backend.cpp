@@ -24,13 +24,17 @@ nb::list backends() {
   return infos;
 }
 
-// Backends pack from host memory; a weight on the backend's device is fetched first.
+// A weight on the backend's device stays there if the kernels can read it as it lies; else it is
+// fetched, because backends pack from host memory.
 PackedWeight pack(Backend& backend, ConstTensorView weight, DType dtype, int column_group,
                   Stream stream) {
   if (weight.device.type == DeviceType::kCpu) {
     return backend.pack_weight(weight, dtype, column_group);
   }
   check_device("pack: w", weight, backend);
+  if (weight.dtype == dtype && weight.stride(1) == 1) {
+    if (PackedWeight lent = backend.borrow_weight(weight, column_group); lent.storage) return lent;
+  }
   if (!weight.layout.is_contiguous()) {
     throw Error(ErrorCode::kInvalidArgument, "pack: w must be contiguous on a GPU");
   }
@@ -60,6 +64,8 @@ void bind_backend(nb::module_& module) {
           },
           nb::arg("name"), nb::arg("num_threads") = 0, nb::arg("device_index") = 0)
       .def_prop_ro("name", [](const LockedBackend& b) { return std::string(b.constant().name()); })
+      .def_prop_ro("device_index",
+                   [](const LockedBackend& b) { return b.constant().device().index; })
       .def_prop_ro("description",
                    [](const LockedBackend& b) { return b.constant().description(); });
   nb::class_<PackedWeight>(module, "Weight", "A weight matrix in a backend's own order.")
@@ -72,7 +78,7 @@ void bind_backend(nb::module_& module) {
             }));
           },
           nb::arg("backend"), nb::arg("weight"), nb::arg("dtype"), nb::arg("column_group"),
-          nb::arg("stream"), nb::keep_alive<1, 2>())
+          nb::arg("stream"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def_ro("out_features", &PackedWeight::out_features)
       .def_ro("in_features", &PackedWeight::in_features)
       .def_ro("column_group", &PackedWeight::column_group);

@@ -36,15 +36,17 @@ def _exported(op: str, name: str, array: Any) -> tuple[Any, bool]:
     if is_torch(array):
         import torch
 
-        if array.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{op}: {name} requires grad, but there is no backward pass; "
-                "call under torch.no_grad() or torch.inference_mode()"
-            )
-        array = array.detach()
+        if array.requires_grad:
+            if torch.is_grad_enabled():
+                raise ValueError(
+                    f"{op}: {name} requires grad, but there is no backward pass; "
+                    "call under torch.no_grad() or torch.inference_mode()"
+                )
+            array = array.detach()
         if array.is_cuda:
             # stream=-1: no synchronisation; the work is enqueued on torch's current stream.
-            return array.__dlpack__(stream=-1), False
+            with torch.cuda.device(array.device):
+                return array.__dlpack__(stream=-1), False
     elif is_cupy(array):
         return array.__dlpack__(stream=-1), False
     return array, False
@@ -95,6 +97,26 @@ def stream_of(array: Any, seen: _core.Array) -> int:
 
         return cupy.cuda.get_current_stream().ptr
     return 0
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether torch records what is enqueued on `stream`, its current one, into a CUDA graph."""
+    torch = sys.modules.get("torch")
+    return stream != 0 and torch is not None and torch.cuda.is_current_stream_capturing()
+
+
+def as_rows(matrix: Any, dtype: str) -> Any:
+    """A device matrix rounded to `dtype`, its rows of stride 1, by its own framework, if that is
+    torch or CuPy; the same object if it is so already."""
+    if is_torch(matrix):
+        import torch
+
+        matrix = matrix.to(getattr(torch, _TORCH_DTYPES[dtype]))
+        return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+    if is_cupy(matrix) and dtype in _NUMPY_DTYPES:
+        matrix = matrix.astype(_NUMPY_DTYPES[dtype], copy=False)
+        return matrix if matrix.strides[1] == matrix.itemsize else matrix.copy(order="C")
+    return matrix
 
 
 class Kind:

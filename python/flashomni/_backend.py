@@ -41,6 +41,11 @@ class Backend:
     def description(self) -> str:
         return self._core.description
 
+    def _reads_weights_of(self, other: Backend) -> bool:
+        """Whether a weight packed for `other` is in the order, and the memory, of this backend."""
+        mine, others = self._core, other._core
+        return mine.name == others.name and mine.device_index == others.device_index
+
     def __repr__(self) -> str:
         return f"<flashomni.Backend {self.name}: {self.description}>"
 

@@ -46,6 +46,9 @@ class Backend:
     def name(self) -> str: ...
 
     @property
+    def device_index(self) -> int: ...
+
+    @property
     def description(self) -> str: ...
 
 class Weight:

@@ -16,7 +16,8 @@ _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 class Weight:
     """A weight matrix packed once, in the order a backend's kernels read. Operators also take plain
-    arrays, and then pack them in every call.
+    arrays, and then pack them in every call. The CUDA backend reads a GPU array of the dtype asked
+    for as it lies: the weight is then no copy, and changes with the array.
 
     w          [out_features, in_features] float32, bfloat16 or float16
     num_heads  of gemm_q's output; None for gemm_o_update and gemm_o_dispatch
@@ -34,34 +35,51 @@ class Weight:
         backend: Backend | None = None,
     ):
         call = Call("Weight", "w", w, 2, backend)
-        if dtype is not None and dtype not in _DTYPES:
-            raise ValueError(f"Weight: dtype is {dtype!r}, allowed are {', '.join(_DTYPES)}")
+        code = call.first.dtype if dtype is None else _dtype_code("Weight", "dtype", dtype)
         self._backend = call.backend
-        self._core = _pack(call, call.first, num_heads, _DTYPES.get(dtype or "", call.first.dtype))
+        self._core = _pack(call, w, num_heads, code)
 
     @property
     def shape(self) -> tuple[int, int]:
         return self._core.out_features, self._core.in_features
 
 
-def _pack(call: Call, w: _core.Array, num_heads: int | None, dtype: str) -> _core.Weight:
-    if w.dtype not in _DTYPES.values():
-        raise ValueError(f"{call.op}: w is {w.dtype}, expected f32, bf16 or f16")
-    out_features = w.shape[0]
+def _dtype_code(op: str, name: str, dtype: str) -> str:
+    if dtype not in _DTYPES:
+        raise ValueError(f"{op}: {name} is {dtype!r}, allowed are {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _pack(call: Call, w: Any, num_heads: int | None, dtype: str) -> _core.Weight:
+    seen = call.view("w", w, 2)
+    if seen.dtype not in _DTYPES.values():
+        raise ValueError(f"{call.op}: w is {seen.dtype}, expected f32, bf16 or f16")
+    if seen.is_cuda and (rows := _arrays.as_rows(w, dtype)) is not w:
+        seen = call.view("w", rows)
+    out_features = seen.shape[0]
     if num_heads is not None and (num_heads < 1 or out_features % num_heads):
         raise ValueError(
             f"{call.op}: w has {out_features} output features, no multiple of {num_heads} heads"
         )
     column_group = 0 if num_heads is None else out_features // num_heads
     dtype_code = getattr(_core.DType, dtype)
-    return _core.Weight(call.backend._core, w, dtype_code, column_group, call.stream)
+    return _core.Weight(call.backend._core, seen, dtype_code, column_group, call.stream)
 
 
 def _packed(call: Call, w: Any, num_heads: int | None) -> _core.Weight:
     if not isinstance(w, Weight):
-        return _pack(call, call.view("w", w, 2), num_heads, call.first.dtype)
-    if w._backend._core is not call.backend._core:
-        raise ValueError(f"{call.op}: w was packed for another backend")
+        seen = call.view("w", w, 2)
+        if call.first.is_cuda and not seen.is_cuda:
+            raise ValueError(
+                f"{call.op}: w is on cpu, expected cuda:{call.first.device_index}; fo.Weight(w, "
+                "backend=...) brings a weight of host memory to the GPU once"
+            )
+        return _pack(call, w, num_heads, call.first.dtype)
+    if not w._backend._reads_weights_of(call.backend):
+        raise ValueError(
+            f"{call.op}: w was packed for another backend, {w._backend.name} instead of "
+            f"{call.backend.name}"
+        )
     return w._core
 
 
@@ -137,8 +155,9 @@ def _heads_of(w: Any) -> int:
 class BiasCache:
     """What an update of the output projection remembers for the dispatch steps after it.
 
-    terms        order + 1 arrays [batch, num_rows, out_features] float32: B_c, the projection of
-                 the cached heads plus the bias, and its finite differences
+    terms        order + 1 arrays [batch, num_rows, out_features], all float32 or, on CUDA, all in
+                 the dtype of the operator: B_c, the projection of the cached heads plus the bias,
+                 and its finite differences. Sums and differences are formed in fp32 either way
     symbols      of the update
     valid_order  [batch, q_blocks] uint8: the highest order usable in a row block, 0 where its
                  symbols changed at the last update; None = 0 everywhere
@@ -175,6 +194,7 @@ def gemm_o_update(
     out: Any = None,
     *,
     text_offset: int = 0,
+    bias_cache_dtype: str | None = None,
     backend: Backend | None = None,
 ) -> tuple[Any, BiasCache]:
     """The output projection of an update step: everything is computed, and what the cached heads
@@ -191,6 +211,8 @@ def gemm_o_update(
     out       [batch, num_rows, out_features] in o's dtype; rows past an item's length keep their
               value. None: new memory, where they are 0
     text_offset  as in gemm_q
+    bias_cache_dtype   of a new bias cache: "float32" (None), or on CUDA also the name of o's dtype,
+              which halves what a dispatch step reads of it
     returns   out, bias_cache
     Raises ValueError naming the argument that does not fit.
     """
@@ -204,9 +226,12 @@ def gemm_o_update(
     if bias_cache is None:
         if order not in (0, 1, 2):
             raise ValueError(f"gemm_o_update: order is {order}, allowed are 0, 1 and 2")
-        bias_cache = BiasCache([call.kind.zeros(shape, "f32") for _ in range(order + 1)], symbols)
+        term = _dtype_code(call.op, "bias_cache_dtype", bias_cache_dtype or "float32")
+        bias_cache = BiasCache([call.kind.zeros(shape, term) for _ in range(order + 1)], symbols)
     elif order not in (0, bias_cache.order):
         raise ValueError(f"gemm_o_update: order is {order}, bias_cache has {bias_cache.order}")
+    elif bias_cache_dtype is not None:
+        raise ValueError("gemm_o_update: bias_cache_dtype is given beside a bias_cache")
     if out is None:
         out = call.new_output(shape, all_written=False)
     projection = _core.OutputProjection(

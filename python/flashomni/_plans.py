@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from . import _core
+from . import _arrays, _core
 from ._backend import Backend
 from ._symbols import Axes, Symbols
 
@@ -20,6 +20,10 @@ def attention_plan(
     symbols: Symbols, num_tokens: int, num_kv_tokens: int, backend: Backend, stream: int
 ) -> _core.AttentionPlan:
     axes = Axes(num_tokens, num_kv_tokens, *symbols._text)
+    key = (axes, backend._core, stream)
+    if key in symbols._plans:
+        return symbols._plans[key]
+    _refuse_while_capturing("attention", stream)
     q_blocks, kv_blocks = symbols._blocks.num_blocks(axes)
     if q_blocks != symbols.num_q_blocks:
         raise ValueError(
@@ -31,11 +35,16 @@ def attention_plan(
             f"attention: k has {num_kv_tokens} tokens, that is {kv_blocks} blocks of "
             f"{symbols.block_kv}, but symbols have {symbols.num_kv_blocks}"
         )
-    key = (axes, backend._core, stream)
-    if key not in symbols._plans:
-        resolved = symbols._resolve(axes)
-        symbols._plans[key] = _core.AttentionPlan(backend._core, resolved, stream)
+    symbols._plans[key] = _core.AttentionPlan(backend._core, symbols._resolve(axes), stream)
     return symbols._plans[key]
+
+
+def _refuse_while_capturing(op: str, stream: int) -> None:
+    if _arrays.is_capturing(stream):
+        raise RuntimeError(
+            f"{op}: a plan cannot be made while a CUDA graph captures stream {stream:#x}; make the "
+            "same calls on that stream once before the capture"
+        )
 
 
 def _row_axes(op: str, symbols: Symbols, num_rows: int, text_offset: int) -> Axes:
@@ -69,17 +78,18 @@ def gemm_plan(
     stream: int,
     previous: Symbols | None = None,
 ) -> tuple[_core.GemmPlan, int]:
-    """The plan, and the number of q blocks of the whole sequence."""
+    """The plan, and the number of q blocks of the whole sequence. It is kept unless `previous` is
+    another Symbols: such a plan is used once, and would keep the symbols before it."""
+    key: tuple[Any, ...] = (text_offset, num_rows, previous is symbols, backend._core, stream)
+    if key in symbols._plans:
+        return symbols._plans[key]
+    _refuse_while_capturing(op, stream)
     axes = _row_axes(op, symbols, num_rows, text_offset)
     q_blocks, _ = symbols._blocks.num_blocks(axes)
-    resolved = symbols._resolve(axes)
-
-    def build(before: _core.SparseSymbols | None) -> _core.GemmPlan:
-        return _core.GemmPlan(backend._core, resolved, text_offset, num_rows, before, stream)
-
-    if previous is not None:  # used once: not kept, nor are the symbols before it
-        return build(previous._resolve(axes)), q_blocks
-    key: tuple[Any, ...] = (axes, text_offset, num_rows, backend._core, stream)
-    if key not in symbols._plans:
-        symbols._plans[key] = build(None)
-    return symbols._plans[key], q_blocks
+    before = None if previous is None else previous._resolve(axes)
+    plan = _core.GemmPlan(
+        backend._core, symbols._resolve(axes), text_offset, num_rows, before, stream
+    )
+    if previous is None or previous is symbols:
+        symbols._plans[key] = plan, q_blocks
+    return plan, q_blocks

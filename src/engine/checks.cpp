@@ -53,6 +53,17 @@ void check_stream(const SequenceShape& shape, std::size_t i, const AttentionStre
   const index_t mlp_dim = stream.mlp.rank() == 2 ? stream.mlp.size(1) : 0;
   check_matrix("x", i, stream.x, stream.num_tokens, in_features, shape.dtype);
   check_matrix("out", i, stream.out, stream.num_tokens, shape.hidden_dim, stream.out.dtype);
+  if (stream.residual) {
+    check_matrix("residual", i, stream.residual, stream.num_tokens, shape.hidden_dim, DType::kF32);
+  }
+  if (stream.gate) {
+    FO_CHECK(stream.residual, "attend: stream %zu has a gate but no residual", i);
+    FO_CHECK(stream.gate.rank() == 1 && stream.gate.size(0) == shape.hidden_dim &&
+                 stream.gate.dtype == DType::kF32,
+             "attend: gate of stream %zu is %s %s, must be f32 [%d]", i,
+             dtype_name(stream.gate.dtype).data(), stream.gate.layout.to_string().c_str(),
+             shape.hidden_dim);
+  }
   if (stream.mlp) check_matrix("mlp", i, stream.mlp, stream.num_tokens, mlp_dim, shape.dtype);
   check_head_weight("q", i, stream.weights->q, shape, in_features);
   check_head_weight("k", i, stream.weights->k, shape, in_features);

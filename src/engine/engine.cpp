@@ -28,6 +28,9 @@ struct Engine::State {
     return static_cast<std::size_t>(of_branch) * shape.num_layers + layer;
   }
   LayerAction action(const LayerState& layer) const;
+  bool keeps_modules(int layer) {
+    return kind == StepKind::kUpdate && layer_state(layer).mode == LayerMode::kLayerCache;
+  }
   void count_layers(int first, int last);
   double ramp() const {
     return std::pow(static_cast<double>(step) / static_cast<double>(kinds.size()), options.ramp);
@@ -171,7 +174,9 @@ void Engine::State::run_dense(int layer, std::span<const AttentionStream> stream
   const bool skips = kind == StepKind::kUpdate && traits.skips_on_updates;
   joint->attend(skips ? update_plan(measure(layer)) : joint->dense_plan());
   for (const AttentionStream& stream : streams) {
-    backend.gemm_o_update(joint->dense_plan(stream), joint->output(stream), 0, {}, {});
+    backend.gemm_o_update(joint->dense_plan(stream), joint->output(stream, keeps_modules(layer)), 0,
+                          {}, {});
+    if (keeps_modules(layer)) joint->add_out(stream);
   }
 }
 
@@ -194,8 +199,9 @@ void Engine::State::run_update(int layer, std::span<const AttentionStream> strea
     state.bias.reserve(backend, options.order, shape, all_live.q_grid());
   }
   for (std::size_t i = 0; i < streams.size(); ++i) {
-    backend.gemm_o_update(state.gemms[i], joint->output(streams[i]), steps,
+    backend.gemm_o_update(state.gemms[i], joint->output(streams[i], keeps_modules(layer)), steps,
                           state.bias.rows(streams[i].first_token, streams[i].num_tokens), {});
+    if (keeps_modules(layer)) joint->add_out(streams[i]);
   }
   state.updated_at = step;
 }
@@ -210,7 +216,7 @@ void Engine::State::run_dispatch(int layer, std::span<const AttentionStream> str
   }
   joint->attend(state.attention);
   for (std::size_t i = 0; i < streams.size(); ++i) {
-    OutputProjection output = joint->output(streams[i]);
+    OutputProjection output = joint->output(streams[i], /*to_out=*/false);
     output.bias = {};  // the bias cache contains it
     backend.gemm_o_dispatch(state.gemms[i], output, coefficients.at(step - state.updated_at),
                             state.bias.rows(streams[i].first_token, streams[i].num_tokens), {});
@@ -327,8 +333,7 @@ bool Engine::is_layer_forecast(int layer) const {
 
 bool Engine::wants_modules(int layer) const {
   check_layer("wants_modules", layer, state_->shape.num_layers);
-  return state_->kind == StepKind::kUpdate &&
-         state_->layer_state(layer).mode == LayerMode::kLayerCache;
+  return state_->keeps_modules(layer);
 }
 
 void Engine::record_module(int layer, int module, ConstTensorView value) {

@@ -64,9 +64,11 @@ void JointAttention::project(const AttentionStream& stream, const RopeTables& ro
   const ConstTensorView sin = rows_or_none(rope.sin, stream);
   const NormRope q_epilogue{.norm_weight = weights.q_norm, .cos = cos, .sin = sin};
   const NormRope k_epilogue{.norm_weight = weights.k_norm, .cos = cos, .sin = sin};
-  backend_.gemm_q(q_plan, x, *weights.q, weights.q_bias, q_epilogue, rows(q_, stream), {});
-  backend_.gemm_q(kv_plan, x, *weights.k, weights.k_bias, k_epilogue, rows(k_, stream), {});
-  backend_.gemm_q(kv_plan, x, *weights.v, weights.v_bias, {}, rows(v_, stream), {});
+  const InputProjection projections[] = {
+      {&q_plan, weights.q, weights.q_bias, q_epilogue, rows(q_, stream)},
+      {&kv_plan, weights.k, weights.k_bias, k_epilogue, rows(k_, stream)},
+      {&kv_plan, weights.v, weights.v_bias, {}, rows(v_, stream)}};
+  backend_.gemm_qkv(x, projections, {});
 }
 
 void JointAttention::attend(const AttentionPlan& plan) {
@@ -78,12 +80,22 @@ void JointAttention::score(const BlockScoreOptions& options, BlockScores& scores
   backend_.block_scores(q_, k_, all_live_.q_grid(), all_live_.kv_grid(), options, scores, {});
 }
 
-OutputProjection JointAttention::output(const AttentionStream& stream) const {
-  return {.weight = stream.weights->out,
-          .bias = stream.weights->out_bias,
-          .o = rows(o_, stream),
-          .mlp = as_batch(stream.mlp),
-          .out = as_batch(stream.out)};
+OutputProjection JointAttention::output(const AttentionStream& stream, bool to_out) const {
+  OutputProjection output{.weight = stream.weights->out,
+                          .bias = stream.weights->out_bias,
+                          .o = rows(o_, stream),
+                          .mlp = as_batch(stream.mlp)};
+  if (to_out || !stream.residual) {
+    output.out = as_batch(stream.out);
+  } else {
+    output.residual = as_batch(stream.residual);
+    output.gate = stream.gate;
+  }
+  return output;
+}
+
+void JointAttention::add_out(const AttentionStream& stream) {
+  if (stream.residual) backend_.gated_add(stream.out, stream.gate, stream.residual, {});
 }
 
 }  // namespace flashomni

@@ -25,8 +25,10 @@ class JointAttention {
   void attend(const AttentionPlan& plan);
   void score(const BlockScoreOptions& options, BlockScores& scores);
   ConstTensorView attended() const { return o_; }  // [1, seq_len, num_heads, head_dim]
-  // The arguments of the output projection of `stream`.
-  OutputProjection output(const AttentionStream& stream) const;
+  // The arguments of the output projection of `stream`, into its residual if it has one; with
+  // `to_out` into its `out`, from where add_out() adds it to the residual.
+  OutputProjection output(const AttentionStream& stream, bool to_out) const;
+  void add_out(const AttentionStream& stream);
 
  private:
   TensorView rows(const Tensor& tensor, const AttentionStream& stream) const;

@@ -52,6 +52,9 @@ ProjectionArguments projection_arguments(const char* op, const Backend& backend,
            "plan's %d heads",
            op, static_cast<long long>(weight.in_features), static_cast<long long>(mlp_dim),
            plan.num_heads);
+  FO_CHECK(!projection.out || !projection.residual,
+           "%s: out and residual are both given, expected one of them", op);
+  FO_CHECK(!projection.gate || projection.residual, "%s: gate is given without residual", op);
   FO_CHECK(cache.order >= -1 && cache.order <= kMaxForecastOrder,
            "%s: cache.order is %d, must be between -1 and %d", op, cache.order, kMaxForecastOrder);
 
@@ -65,7 +68,14 @@ ProjectionArguments projection_arguments(const char* op, const Backend& backend,
   if (projection.bias) {
     arguments.inputs.push_back({"bias", projection.bias, DType::kF32, {weight.out_features}});
   }
-  arguments.outputs = {{"out", projection.out, weight.dtype, out_shape}};
+  if (projection.gate) {
+    arguments.inputs.push_back({"gate", projection.gate, DType::kF32, {weight.out_features}});
+  }
+  if (projection.residual) {
+    arguments.outputs = {{"residual", projection.residual, DType::kF32, out_shape}};
+  } else {
+    arguments.outputs = {{"out", projection.out, weight.dtype, out_shape}};
+  }
   const DType compact = backend.bias_cache_dtype(weight.dtype);
   const DType term = cache.terms[0].dtype == compact ? compact : DType::kF32;
   for (int o = 0; o <= cache.order; ++o) {

@@ -58,8 +58,8 @@ Pipeline::Impl::Run::Run(Impl& pipeline, const GenerateRequest& request, Engine&
   sigmas = pipeline.scheduler.sigmas(request.steps, image_tokens);
   TokenizedPrompt prompt = pipeline.tokenizer.encode(request.prompt);
   warnings = std::move(prompt.warnings);
-  text.push_back(pipeline.text_encoder.encode(prompt.ids));
-  if (num_branches == 2) text.push_back(pipeline.text_encoder.encode(pipeline.negative_ids));
+  text.push_back(pipeline.encode(prompt.ids));
+  if (num_branches == 2) text.push_back(pipeline.encode(pipeline.negative_ids));
   const Layout layout{image_tokens, pipeline.transformer.config().in_channels};
   x = Tensor::host(DType::kF32, layout);
   for (int branch = 0; branch < num_branches; ++branch) {
@@ -191,14 +191,14 @@ void Pipeline::Impl::check(const GenerateRequest& request, const char* function)
 
 // Step 0 is full under every policy, so it tells what all of them cost dense.
 double Pipeline::Impl::macs_without_policy() const {
-  return backend.macs() - backend.cost(OpKind::kPolicy).macs;
+  return backend.macs() - backend.macs(OpKind::kPolicy);
 }
 
 void Pipeline::Impl::report_costs(GenerateResult& result) const {
   result.macs_done = backend.macs();
   for (int i = 0; i < kNumOpKinds; ++i) {
     const auto kind = static_cast<OpKind>(i);
-    const OpCost& cost = backend.cost(kind);
+    const OpCost cost = backend.cost(kind);
     result.op_times.push_back(
         {std::string(op_kind_name(kind)), cost.seconds, cost.macs, cost.calls});
   }

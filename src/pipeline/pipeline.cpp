@@ -34,12 +34,26 @@ Pipeline::Impl::Impl(const std::filesystem::path& directory, std::unique_ptr<Bac
     : directory(directory),
       dtype(dtype),
       backend(std::move(wrapped)),
+      host_backend(backend.device().type == DeviceType::kCpu ? nullptr : make_backend("cpu")),
       tokenizer(WordTokenizer::load(checked(directory) / "tokenizer")),
       scheduler(FlowMatchScheduler::load(directory / "scheduler")),
-      text_encoder(TextEncoder::load(directory / "text_encoder", backend)),
+      text_encoder(
+          TextEncoder::load(directory / "text_encoder", host_backend ? *host_backend : backend)),
       transformer(FluxTransformer::load(directory / "transformer", backend, dtype)) {
   read_index(directory / "model_index.json");
   check_parts(directory);
+}
+
+TextEmbedding Pipeline::Impl::encode(std::span<const int> ids) {
+  TextEmbedding text = text_encoder.encode(ids);
+  if (!host_backend) return text;
+  for (Tensor* tensor : {&text.tokens, &text.pooled}) {
+    Tensor on_device = backend.allocate(tensor->dtype(), tensor->view().layout);
+    backend.copy(*tensor, on_device, {});
+    backend.synchronize({});  // the host's copy dies here
+    *tensor = std::move(on_device);
+  }
+  return text;
 }
 
 void Pipeline::Impl::read_index(const std::filesystem::path& path) {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "flashomni/pipeline.h"
@@ -24,10 +26,14 @@ struct Pipeline::Impl {
   void report_costs(GenerateResult& result) const;
   void finish(const GenerateResult& result, RunRecord& record) const;
   std::string model() const;
+  TextEmbedding encode(std::span<const int> ids);  // on the device of `backend`
 
   const std::filesystem::path directory;
   const DType dtype;
   MeteredBackend backend;
+  // Runs the text encoder where `backend` has no kernels for it: it is f32, and a thousandth of the
+  // work. nullptr: `backend` itself does.
+  std::unique_ptr<Backend> host_backend;
   WordTokenizer tokenizer;
   FlowMatchScheduler scheduler;
   TextEncoder text_encoder;

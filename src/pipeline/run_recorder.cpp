@@ -5,7 +5,7 @@
 namespace flashomni {
 
 RunRecorder::RunRecorder(RunRecord& record, FluxTransformer& transformer, const Engine& engine,
-                         const MeteredBackend& backend)
+                         MeteredBackend& backend)
     : record_(record),
       transformer_(transformer),
       engine_(engine),
@@ -25,6 +25,7 @@ void RunRecorder::begin_branch(int branch) {
 }
 
 void RunRecorder::end_layer(int layer) {
+  if (backend_.device_timer()) backend_.synchronize({});  // else a layer would take no time
   const Clock::time_point now = Clock::now();
   const double macs_now = macs();
   const LayerAction action = engine_.layer_action(layer);
@@ -47,6 +48,6 @@ int RunRecorder::symbols_of(int layer, LayerAction action) {
 }
 
 // What a policy measures is no work of the layer.
-double RunRecorder::macs() const { return backend_.macs() - backend_.cost(OpKind::kPolicy).macs; }
+double RunRecorder::macs() const { return backend_.macs() - backend_.macs(OpKind::kPolicy); }
 
 }  // namespace flashomni

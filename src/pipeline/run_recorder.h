@@ -16,7 +16,7 @@ class RunRecorder {
  public:
   // After engine.begin().
   RunRecorder(RunRecord& record, FluxTransformer& transformer, const Engine& engine,
-              const MeteredBackend& backend);
+              MeteredBackend& backend);
   ~RunRecorder();
   RunRecorder(const RunRecorder&) = delete;
   RunRecorder& operator=(const RunRecorder&) = delete;
@@ -33,7 +33,7 @@ class RunRecorder {
   RunRecord& record_;
   FluxTransformer& transformer_;
   const Engine& engine_;
-  const MeteredBackend& backend_;
+  MeteredBackend& backend_;
   std::vector<int> latest_;  // [branch, layer]: index of the symbols of the last update, or -1
   int branch_ = 0;
   double macs_before_ = 0;

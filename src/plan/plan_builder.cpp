@@ -38,6 +38,7 @@ void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan) {
   plan.kv_grid = symbols.kv_grid();
   plan.num_heads = symbols.num_heads();
   plan.stats = symbols.stats();
+  plan.lists_on_device = false;
   plan.items.clear();
   plan.kv_blocks.clear();
   plan.backend_lists = no_backend_lists();

@@ -125,6 +125,21 @@ TEST_P(Attention, ValuesMayFillTheRangeOfTheDType) {
   test::expect_correct(c);
 }
 
+// Two keys, one with logit 0: the other's weight is exp(-x), x from 0 to 2, and nothing else adds
+// an error in which that of exp could hide.
+TEST_P(Attention, WeightsAreAsExactAsTheirDType) {
+  auto c = test::random_attention({1, 1, 1, 8, {256}, {2}}, dtype, Pattern::kAllLive);
+  for (const Tensor* x : {&c.q, &c.k, &c.v}) {
+    for (index_t i = 0; i < x->num_elements(); ++i) store_float(*x, i, 0);
+  }
+  for (index_t t = 0; t < 256; ++t) store_float(c.q, t * 8, -static_cast<float>(t) / 128);
+  store_float(c.k, 0, 1);
+  store_float(c.v, 0, 1);
+  c.scale = 1;
+  test::run(*backend, c);
+  test::expect_correct(c);
+}
+
 // One key: out is its value, and lse its logit, not the logit over log 2.
 TEST_P(Attention, LseIsTheNaturalLogarithm) {
   auto c = test::random_attention({1, 1, 1, 8, {3}, {1}}, dtype, Pattern::kAllLive);

@@ -1,6 +1,7 @@
 // The CUDA backend's cutting of attention items into pieces: plain C++, tested without a GPU.
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -66,6 +67,15 @@ TEST(CudaPieces, PartsOfOneItemHaveSlotsOfTheirOwn) {
   for (const auto& [slot, count] : users) EXPECT_EQ(count, 1) << "slot " << slot;
 }
 
+TEST(CudaPieces, PartialResultsHaveABound) {
+  for (const int num_sms : {3, 148}) {
+    const CutOptions options{.num_sms = num_sms, .smallest_part = 1};
+    const Pieces pieces = cut(dense_plan(6000, 1, 256), options);
+    EXPECT_GT(pieces.num_slots, 0);
+    EXPECT_LE(pieces.num_slots, 2 * num_sms);
+  }
+}
+
 // Tiles and pieces of every multiprocessor, weighed as the options do.
 std::vector<double> loads(const Pieces& pieces, const CutOptions& options) {
   std::vector<double> loads;
@@ -93,18 +103,54 @@ TEST(CudaPieces, MultiprocessorsEndTogether) {
   }
 }
 
+// The same plan with rows of different lengths.
+AttentionPlan uneven_plan(int seq_len, int num_heads) {
+  AttentionPlan plan = dense_plan(seq_len, num_heads, 128);
+  std::uint32_t random = 1;
+  for (AttentionItem& item : plan.items) {
+    random = random * 1664525 + 1013904223;
+    item.num_kv = static_cast<int>(1 + (random >> 16) % 9);
+  }
+  return plan;
+}
+
+TEST(CudaPieces, ShortItemsFillTheGapsAtTheEnd) {
+  const CutOptions options;
+  const Pieces pieces = cut(uneven_plan(4608, 24), options);
+  const std::vector<double> all = loads(pieces, options);
+  const double mean = std::accumulate(all.begin(), all.end(), 0.0) / options.num_sms;
+  EXPECT_LE(std::ranges::max(all), mean + 1.5);
+}
+
+TEST(CudaPieces, NoItemFallsIntoMorePartsThanAllowed) {
+  // One item more than there are multiprocessors: what is left over is spread evenly.
+  for (const int most : {1, 2, 8}) {
+    const CutOptions options{.num_sms = 35, .most_parts = most};
+    const Pieces pieces = cut(dense_plan(4608, 1, 128), options);
+    int largest = 0;
+    for (const AttentionPiece& piece : pieces.list) largest = std::max(largest, +piece.num_parts);
+    EXPECT_EQ(largest, most);
+    EXPECT_LE(std::ranges::max(loads(pieces, options)), 37 + (36 + most - 1) / most + 1) << most;
+  }
+}
+
 TEST(CudaPieces, WholeItemsComeInThePlansOrder) {
-  const AttentionPlan plan = dense_plan(4608, 24, 128);
-  const Pieces pieces = cut(plan, {});
+  const AttentionPlan plan = uneven_plan(4608, 24);
+  const Pieces pieces = cut(plan, {.sorted_per_sm = 0});
+  std::map<std::tuple<int, int>, int> place;
+  for (std::size_t i = 0; i < plan.items.size(); ++i) {
+    const AttentionItem& item = plan.items[i];
+    place[{item.head, plan.q_grid.at(0, item.q_block).start}] = static_cast<int>(i);
+  }
   int whole = 0;
   for (int sm = 0; sm < 132; ++sm) {
-    std::tuple<int, int> last{-1, -1};
+    int last = -1;
     for (int i = pieces.first_of_sm[sm]; i < pieces.first_of_sm[sm + 1]; ++i) {
       const AttentionPiece& piece = pieces.list[i];
       if (piece.num_parts > 1) continue;
       ++whole;
-      EXPECT_LT(last, std::tuple(piece.head, piece.row));
-      last = {piece.head, piece.row};
+      EXPECT_LT(last, place.at({piece.head, piece.row}));
+      last = place.at({piece.head, piece.row});
     }
   }
   EXPECT_GT(whole, 864 * 8 / 10);
@@ -131,8 +177,8 @@ TEST(CudaPieces, ALiveItemWithoutKeysIsOnePiece) {
   AttentionPlan plan = dense_plan(256, 1, 128);
   plan.items[0].num_kv = 0;
   const Pieces pieces = cut(plan, {.num_sms = 1});
-  EXPECT_EQ(pieces.list[0].num_kv, 0);
-  EXPECT_EQ(pieces.list[0].num_parts, 1);
+  EXPECT_EQ(pieces.list.back().num_kv, 0);
+  EXPECT_EQ(pieces.list.back().num_parts, 1);
 }
 
 }  // namespace

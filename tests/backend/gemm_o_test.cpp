@@ -89,6 +89,19 @@ TEST_P(GemmO, TheMlpPartIsAlwaysAddedAndNeverCached) {
   }
 }
 
+TEST_P(GemmO, AddsToAResidualThroughAGate) {
+  for (const Pattern pattern : test::kPatterns) {
+    for (const bool gate : {false, true}) {
+      OutputShape shape{24, 40, 16};
+      shape.adds = true;
+      shape.gate = gate;
+      expect_update_and_dispatch_work(symbols(pattern), {0, 100}, shape);
+      shape.out_features = 130;
+      expect_update_and_dispatch_work(symbols(pattern), {0, 100}, shape);
+    }
+  }
+}
+
 TEST_P(GemmO, BiasIsOptional) {
   expect_update_and_dispatch_work(symbols(Pattern::kRandom), {0, 100}, {24, 40, 0, false});
 }

@@ -122,6 +122,20 @@ TEST_P(GemmQ, NormRopeAndBiasAreOptionalEach) {
   }
 }
 
+// As Q, K and V are: K of fewer heads, V without norm and rotation, each with its own plan.
+TEST_P(GemmQ, SeveralProjectionsOfOneX) {
+  std::vector<GemmQCase> cases;
+  cases.push_back(whole_sequence(4, 24, 40, {70, 32}, Pattern::kRandom));
+  cases.push_back(whole_sequence(2, 24, 40, {70, 32}, Pattern::kAllLive));
+  cases.push_back(whole_sequence(2, 24, 40, {70, 32}, Pattern::kAllCached));
+  for (std::size_t i = 0; i < 2; ++i) {
+    cases[i].weight = test::random_tensor(dtype, cases[i].weight.view().layout, 20 + i, 0.2);
+    test::add_norm_and_rope(cases[i], 30 + i);
+  }
+  test::run_together(*backend, cases);
+  for (const GemmQCase& c : cases) test::expect_correct(c);
+}
+
 TEST_P(GemmQ, TheNormOfAZeroTileIsZero) {
   GemmQCase c = whole_sequence(2, 24, 40, {40, 32}, Pattern::kAllLive);
   test::add_norm_and_rope(c);

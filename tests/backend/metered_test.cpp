@@ -1,5 +1,7 @@
 #include "backend/metered.h"
 
+#include <array>
+
 #include <gtest/gtest.h>
 
 #include "idle_backend.h"
@@ -40,7 +42,7 @@ class MeteredBackendTest : public testing::Test {
 };
 
 TEST_F(MeteredBackendTest, CountsTheLivePairsOfAttention) {
-  metered_.attention(attention_, heads_, heads_, heads_, 1, heads_, {}, {});
+  metered_.attention(attention_, heads_, heads_, heads_, 1, heads_, {}, {}, {});
   EXPECT_EQ(inner_->calls.attention, 1);
   const OpCost attention = cost(OpKind::kAttention);
   EXPECT_EQ(attention.calls, 1);
@@ -51,6 +53,11 @@ TEST_F(MeteredBackendTest, CountsTheLiveRowsOfProjections) {
   metered_.gemm_q(gemm_, rows_, weight_, {}, {}, rows_, {});
   EXPECT_EQ(inner_->calls.gemm_q, 1);
   EXPECT_EQ(cost(OpKind::kGemmQ).macs, (20 + 16) * 8 * 24);
+
+  const InputProjection input{&gemm_, &weight_, {}, {}, rows_};
+  metered_.gemm_qkv(rows_, std::array{input, input, input}, {});
+  EXPECT_EQ(inner_->calls.gemm_q, 4);
+  EXPECT_EQ(cost(OpKind::kGemmQ).macs, 3 * (20 + 16) * 8 * 24);
 
   OutputProjection projection;
   projection.weight = &weight_;
@@ -78,9 +85,15 @@ TEST_F(MeteredBackendTest, CountsDenseLayersAndTheRest) {
   metered_.build_gemm_plan(symbols_, 0, 20, nullptr, gemm_, {});
   metered_.build_attention_plan(symbols_, attention_, {});
   EXPECT_EQ(inner_->calls.scores, 1);
+  SymbolWords words = make_symbol_words(metered_, grid_, grid_, 2);
+  metered_.select_symbols(heads_, heads_, {}, 1, words, {}, {});
+  EXPECT_EQ(inner_->calls.select, 1);
+  metered_.build_gemm_plan_from(words, 0, 20, nullptr, gemm_, {});
+  metered_.build_attention_plan_from(words, attention_, {});
+  EXPECT_EQ(inner_->calls.plans_from_words, 2);
   const OpCost policy = cost(OpKind::kPolicy);
-  EXPECT_EQ(policy.calls, 3);
-  EXPECT_EQ(policy.macs, 5 * 5 * 2 * 8);
+  EXPECT_EQ(policy.calls, 6);
+  EXPECT_EQ(policy.macs, 2 * 5 * 5 * 2 * 8);
   metered_.forecast({}, {}, matrix, {});
   metered_.push_differences(matrix, 0, 1, {}, {});
   metered_.copy(matrix, matrix, {});
@@ -99,6 +112,36 @@ TEST_F(MeteredBackendTest, AddsUpTime) {
   EXPECT_EQ(metered_.name(), "idle");
   EXPECT_EQ(op_kind_name(OpKind::kAttention), "attention");
   EXPECT_EQ(op_kind_name(OpKind::kOther), "other");
+}
+
+// Marks are a second apart, on a clock that only counts marks.
+struct CountingTimer : DeviceTimer {
+  int marks = 0, resets = 0;
+  int mark(Stream) override { return marks++; }
+  double seconds(int from, int to) override { return to - from; }
+  void reset() override {
+    marks = 0;
+    ++resets;
+  }
+};
+
+TEST(MeteredDevice, TakesTheTimeOfQueuedWorkFromTheDevice) {
+  CountingTimer timer;
+  auto idle = std::make_unique<test::IdleBackend>();
+  idle->timer = &timer;
+  MeteredBackend metered(std::move(idle));
+  EXPECT_EQ(metered.device_timer(), &timer);
+  const Tensor rows = Tensor::host_zeros(DType::kF32, {4, 8});
+  metered.gated_add(rows, {}, rows, {});
+  metered.copy(rows, rows, {});
+  metered.gated_add(rows, {}, rows, {});
+  EXPECT_EQ(metered.cost(OpKind::kNorm).seconds, 2);
+  EXPECT_EQ(metered.cost(OpKind::kNorm).calls, 2);
+  EXPECT_EQ(metered.cost(OpKind::kOther).seconds, 1);
+  EXPECT_EQ(metered.cost(OpKind::kLinear).seconds, 0);
+  metered.reset();
+  EXPECT_EQ(timer.resets, 1);
+  EXPECT_EQ(metered.cost(OpKind::kNorm).seconds, 0);
 }
 
 }  // namespace

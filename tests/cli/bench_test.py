@@ -25,6 +25,7 @@ class Bench(ToolTest):
                     self.assertLessEqual(FIELDS, set(row))
                     if result["backend"] == "cpu":
                         self.assertGreater(row["peak_gflops"], 1)
+                        self.assertGreater(row["of_peak"], 0)
                     self.assertLessEqual(row["ms_p10"], row["ms_median"])
                     self.assertLessEqual(row["ms_median"], row["ms_p90"])
                     self.assertAlmostEqual(row["speedup"], row["dense_ms"] / row["ms_median"])
@@ -50,6 +51,12 @@ class Bench(ToolTest):
                              dtype)["rows"][0]
             self.assertEqual(row["dtype"], dtype)
             self.assertLess(row["max_rel_err"], 2e-2)
+
+    def test_processor_time_is_measured_too(self):
+        result = self.bench("attention", "--seq", "300", "--sparsity", "0", "--clock", "cpu")
+        self.assertEqual(result["clock"], "cpu")
+        self.assertGreater(result["rows"][0]["ms_median"], 0)
+        self.assert_fails(2, "--clock", "bench", "attention", "--clock", "sun")
 
     def test_text_is_a_table(self):
         lines = self.run_ok("bench", "attention", "--seq", "100", "--sparsity", "0.5",

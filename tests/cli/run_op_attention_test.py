@@ -127,6 +127,30 @@ class RunAttention(ToolTest):
                            case.expected(blocks(16, 8), blocks(16, 8), None, None, [16, 5], [7, 0],
                                          0.5, kept))
 
+    def test_cached_rows_are_extrapolated(self):
+        case = Case(n=21, nk=19, heads=2, kv_heads=2, dim=8, seed=6)
+        grids, shape = (blocks(21, 8), blocks(19, 8)), [1, 21, 2, 8]
+        cache = [1, 0, 0, 0, 1, 0]
+        terms = [case.random.floats(len(case.q)) for _ in range(3)]
+        tensors = case.tensors() | {"cache": ("U8", [1, 2, 3], cache)}
+        path, out = self.folder / "in.safetensors", self.folder / "out.safetensors"
+        for backend in BACKENDS:
+            for order in range(3):
+                names = ["reuse", "reuse_1", "reuse_2"][:order + 1]
+                tensors |= {name: ("F32", shape, term) for name, term in zip(names, terms)}
+                forecast = [sum(c * term[i] for c, term in zip([1, 1.5, 1.125], terms[:order + 1]))
+                            for i in range(len(case.q))]
+                with self.subTest(backend=backend, order=order):
+                    result = self.attention(backend, tensors, "block_q=8", "block_kv=8",
+                                            "steps_since_update=1.5")
+                    self.check(result, case.expected(*grids, cache, out=forecast))
+            del tensors["reuse_1"]
+            write_safetensors(path, tensors)
+            self.assert_fails(1, "the input has reuse_2 without reuse_1", "run-op", "attention",
+                              "--input", path, "--output", out, "--backend", backend, "--set",
+                              "block_q=8,block_kv=8")
+            del tensors["reuse_2"]
+
     def test_blocks_restart_at_the_text(self):
         case = Case(n=20, nk=20, heads=1, kv_heads=1, dim=8, seed=4)
         for backend in BACKENDS:

@@ -35,6 +35,14 @@ TEST(Tensor, IsAlignedAndMovesWithoutCopying) {
   EXPECT_FALSE(tensor);
 }
 
+TEST(Tensor, OfAHugePageOrMoreBeginsAtOne) {
+  constexpr index_t kHugePage = 2 << 20;
+  for (const index_t bytes : {kHugePage, kHugePage + 1, 5 * kHugePage}) {
+    const Tensor tensor = Tensor::host_zeros(DType::kU8, {bytes});
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.view().data) % kHugePage, 0u);
+  }
+}
+
 TEST(Convert, RoundsAndPacksWhateverTheStrides) {
   Tensor tensor = Tensor::host(DType::kF32, {2, 3});
   const float values[] = {1, -2, 3.00390625f, 4, 5, 6};  // 3 + 2^-8: half way between two bf16

@@ -1,5 +1,6 @@
 // Attention on a GPU, against fp64.
 #include "gpu.h"
+#include "reuse_case.h"
 
 namespace flashomni {
 namespace {
@@ -121,6 +122,36 @@ TEST_F(GpuAttention, LargeScores) {
     }
     run(*backend, c);
     test::expect_correct(c);
+  }
+}
+
+// --- rows that are not computed ---
+
+TEST_F(GpuAttention, CachedRowsHoldTheForecast) {
+  const Axis axis{300, 128, {300, 170}};
+  for (const DType dtype : test::kHalfTypes) {
+    for (const int head_dim : test::kHeadDims) {
+      for (int num_terms = 1; num_terms <= 3; ++num_terms) {
+        for (const DType term : {DType::kF32, dtype}) {
+          SCOPED_TRACE(testing::Message() << head_dim << ", " << num_terms << " terms");
+          auto c = test::random_reuse({2, 3, 3, head_dim, axis, axis}, dtype, Pattern::kRandom,
+                                      num_terms, term);
+          test::run(*backend, c);
+          test::expect_correct(c);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GpuAttention, CachedRowsHoldTheForecastUnderEveryPattern) {
+  for (const int block_q : {16, 50, 128}) {
+    for (const Pattern pattern : test::kPatterns) {
+      auto c = test::random_reuse({1, 5, 5, 128, {1000, block_q}, {1000, 128}}, DType::kBF16,
+                                  pattern, 2, DType::kF32);
+      test::run(*backend, c);
+      test::expect_correct(c);
+    }
   }
 }
 

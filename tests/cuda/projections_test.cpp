@@ -1,4 +1,4 @@
-// GEMM-Q, GEMM-O and linear layers on a GPU, against fp64.
+// GEMM-Q and GEMM-O on a GPU, against fp64.
 #include "gpu.h"
 
 namespace flashomni {
@@ -67,6 +67,44 @@ TEST_F(GpuGemmQ, OneStreamOfAJointSequence) {
   }
 }
 
+// More tiles than clusters of thread blocks: whole ones of every kind besides the halved ones of a
+// last round, of which small cases are made.
+TEST_F(GpuGemmQ, MoreTilesThanClusters) {
+  for (const Pattern pattern : {Pattern::kRandom, Pattern::kAllLive}) {
+    for (const int head_dim : test::kHeadDims) {
+      const auto sparsity = test::projection_sparsity(2, 25, {900, 128, {900, 790}}, pattern);
+      GemmQCase c = test::random_gemm_q(sparsity, {0, 900}, 136, head_dim, DType::kBF16);
+      test::add_norm_and_rope(c);
+      expect_works(std::move(c));
+    }
+  }
+}
+
+TEST_F(GpuGemmQ, SeveralProjectionsOfOneX) {
+  for (const DType dtype : test::kHalfTypes) {
+    for (const int head_dim : test::kHeadDims) {
+      for (const int tokens : {70, 400, 1500}) {
+        const auto make = [&](int heads, Pattern pattern, unsigned seed) {
+          const auto sparsity = test::projection_sparsity(1, heads, {tokens, 128}, pattern, seed);
+          return test::random_gemm_q(sparsity, {0, tokens}, 72, head_dim, dtype, seed);
+        };
+        std::vector<GemmQCase> cases;
+        cases.push_back(make(9, Pattern::kRandom, 1));  // as Q, and K and V of grouped heads
+        cases.push_back(make(3, Pattern::kAllLive, 40));
+        cases.push_back(make(3, Pattern::kAllLive, 50));
+        for (std::size_t i = 0; i < 2; ++i) test::add_norm_and_rope(cases[i], 60 + i);
+        cases[1].bias = {};
+        test::run_together(*backend, cases);
+        for (const GemmQCase& c : cases) test::expect_correct(c);
+        cases[0] = make(9, Pattern::kAllCached, 1);
+        for (GemmQCase& c : cases) test::fill_canary(c.out);
+        test::run_together(*backend, cases);
+        for (const GemmQCase& c : cases) test::expect_correct(c);
+      }
+    }
+  }
+}
+
 class GpuGemmO : public test::GpuTest {
  protected:
   void expect_update_and_dispatch_work(const Sparsity& sparsity, TokenRange range,
@@ -113,6 +151,29 @@ TEST_F(GpuGemmO, EveryWidthLengthAndBlock) {  // A5, A7
   }
 }
 
+TEST_F(GpuGemmO, AddsToAResidualThroughAGate) {
+  for (const DType dtype : test::kHalfTypes) {
+    for (const bool compact : {false, true}) {
+      for (const Pattern pattern : test::kPatterns) {
+        const auto sparsity = test::projection_sparsity(2, 3, {300, 128, {300, 170}}, pattern);
+        for (const int out_features : {8, 136, 264}) {
+          OutputShape shape{64, out_features, 72, true, compact, true, out_features != 136};
+          expect_update_and_dispatch_work(sparsity, {0, 300}, shape, dtype);
+        }
+      }
+    }
+  }
+}
+
+// Whole tiles besides the halved ones of a last round, of which small cases are made.
+TEST_F(GpuGemmO, MoreTilesThanClusters) {
+  for (const bool adds : {false, true}) {
+    const auto sparsity = test::projection_sparsity(1, 3, {1700, 128}, Pattern::kRandom);
+    OutputShape shape{64, 2056, 72, true, true, adds};
+    expect_update_and_dispatch_work(sparsity, {0, 1700}, shape);
+  }
+}
+
 TEST_F(GpuGemmO, OneStreamOfAJointSequence) {
   for (const TextPosition position : {TextPosition::kFirst, TextPosition::kLast}) {
     const Axis axis{350, 128, {350, 300}, 77, position};
@@ -126,7 +187,8 @@ TEST_F(GpuGemmO, OneStreamOfAJointSequence) {
 TEST_F(GpuGemmO, OrdersGrowWhileTheCachedHeadsStay) {
   for (const bool compact : {false, true}) {
     const auto sparsity = test::projection_sparsity(2, 3, {300, 128, {300, 170}}, Pattern::kRandom);
-    OutputLayer layer(*backend, sparsity, {0, 300}, {64, 264, 16, true, compact}, 2, DType::kBF16);
+    OutputLayer layer(*backend, sparsity, {0, 300}, {64, 264, 16, true, compact, compact}, 2,
+                      DType::kBF16);
     for (const int valid : {0, 1, 2, 2}) {
       SCOPED_TRACE(valid);
       layer.update(sparsity, 6);
@@ -197,97 +259,6 @@ TEST_F(GpuGemmO, ReplaysInAGraph) {
   ASSERT_EQ(stream.capture_and_replay(enqueue, 2), cudaSuccess);
   test::download(*backend, out, replayed);
   EXPECT_TRUE(test::same_bits(eager, replayed));
-}
-
-// --- the other operations, against the reference backend ---
-
-class GpuOperations : public test::GpuTest {
- protected:
-  std::unique_ptr<Backend> reference = make_backend("reference", {});
-
-  // Calls operate(backend, upload, out) on both and compares what is written to `out`.
-  template <typename Operate>
-  void expect_same(const Tensor& blank, double tolerance, Operate&& operate) {
-    Tensor results[2];
-    Backend* backends[2] = {reference.get(), backend.get()};
-    for (int i = 0; i < 2; ++i) {
-      const Tensor out = test::upload(*backends[i], blank);
-      operate(*backends[i], out);
-      results[i] = blank.clone();
-      test::download(*backends[i], out, results[i]);
-    }
-    for (index_t i = 0; i < blank.num_elements(); ++i) {
-      const double wanted = load_float(results[0], i);
-      ASSERT_NEAR(load_float(results[1], i), wanted, tolerance * (1 + std::abs(wanted))) << i;
-    }
-  }
-};
-
-TEST_F(GpuOperations, Linear) {
-  for (const Activation activation :
-       {Activation::kNone, Activation::kGeluTanh, Activation::kSilu}) {
-    for (const DType out_type : {DType::kF32, DType::kBF16}) {
-      const Tensor x = test::random_tensor(DType::kBF16, {333, 520}, 1);
-      const Tensor w = test::random_tensor(DType::kBF16, {408, 520}, 2, 0.05);
-      const Tensor bias = test::random_tensor(DType::kF32, {408}, 3);
-      expect_same(test::canary_tensor(out_type, {333, 408}), out_type == DType::kF32 ? 2e-5 : 8e-3,
-                  [&](Backend& b, const Tensor& out) {
-                    const PackedWeight weight = b.pack_weight(w, DType::kBF16, 0);
-                    const Tensor device_x = test::upload(b, x), device_bias = test::upload(b, bias);
-                    b.linear(device_x, weight, device_bias, activation, out, {});
-                    b.synchronize({});
-                  });
-    }
-  }
-}
-
-TEST_F(GpuOperations, NormResidualAndForecast) {
-  const Tensor x = test::random_tensor(DType::kF32, {70, 200}, 1);
-  const Tensor shift = test::random_tensor(DType::kF32, {200}, 2);
-  const Tensor scale = test::random_tensor(DType::kF32, {200}, 3);
-  const Tensor y = test::random_tensor(DType::kF32, {70, 200}, 9);
-  expect_same(test::canary_tensor(DType::kF32, {70, 200}), 1e-5,
-              [&](Backend& b, const Tensor& out) {
-                const Tensor dx = test::upload(b, x), ds = test::upload(b, shift);
-                const Tensor dc = test::upload(b, scale);
-                b.norm_modulate(dx, ds, dc, 1e-6f, out, {});
-                b.synchronize({});
-              });
-  expect_same(x, 1e-6, [&](Backend& b, const Tensor& out) {
-    const Tensor dx = test::upload(b, x), gate = test::upload(b, scale);
-    b.gated_add(dx, gate, out, {});
-    b.synchronize({});
-  });
-  expect_same(test::canary_tensor(DType::kF32, {70, 200}), 1e-5,
-              [&](Backend& b, const Tensor& out) {
-                const Tensor terms[2] = {test::upload(b, x), test::upload(b, x)};
-                const TensorView views[2] = {terms[0], terms[1]};
-                const Tensor value = test::upload(b, y);
-                b.push_differences(value, 1, 3, views, {});
-                const float coefficients[2] = {1, 2};
-                b.forecast(views, coefficients, out, {});
-                b.synchronize({});
-              });
-}
-
-TEST_F(GpuOperations, BlockScores) {
-  const Axis axis{300, 64, {300, 170}, 77, TextPosition::kFirst};
-  const Tensor q = test::random_tensor(DType::kBF16, {2, 300, 6, 128}, 1);
-  const Tensor k = test::random_tensor(DType::kBF16, {2, 300, 2, 128}, 2);
-  BlockScores scores[2];
-  Backend* backends[2] = {reference.get(), backend.get()};
-  for (int i = 0; i < 2; ++i) {
-    const Tensor dq = test::upload(*backends[i], q), dk = test::upload(*backends[i], k);
-    backends[i]->block_scores(dq, dk, axis.grid(2), axis.grid(2), {0, true, true, true}, scores[i],
-                              {});
-  }
-  const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
-    ASSERT_EQ(a.size(), b.size());
-    for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-5) << i;
-  };
-  expect_near(scores[0].logits, scores[1].logits);
-  expect_near(scores[0].q_similarity, scores[1].q_similarity);
-  expect_near(scores[0].k_similarity, scores[1].k_similarity);
 }
 
 }  // namespace

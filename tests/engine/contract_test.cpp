@@ -152,6 +152,15 @@ TEST_F(StreamContract, RejectsTensorsOfAnotherShapeOrDtype) {
             "attend: mlp of stream 0 is [24, 12], must be [25, 12]");
   EXPECT_EQ(error([](auto& stream, auto&, auto&) { stream.out = stream.out.slice(1, 0, 8); }),
             "attend: out of stream 0 is [25, 8], must be [25, 16]");
+  EXPECT_EQ(error([](auto& stream, auto&, auto&) { stream.residual = stream.out.slice(1, 0, 8); }),
+            "attend: residual of stream 0 is [25, 8], must be [25, 16]");
+  EXPECT_EQ(error([](auto& stream, auto&, auto&) { stream.gate = stream.x; }),
+            "attend: stream 0 has a gate but no residual");
+  EXPECT_EQ(error([](auto& stream, auto&, auto&) {
+              stream.residual = stream.out;
+              stream.gate = stream.x;
+            }),
+            "attend: gate of stream 0 is f32 [25, 16], must be f32 [16]");
   EXPECT_EQ(error([](auto& stream, auto&, auto& rope) { rope.sin = stream.x; }),
             "attend: a rotary table is [25, 16], must be [25, 4]");
 }

@@ -121,6 +121,13 @@ TEST_P(EngineOn, MixesForecastAndSparseLayersOfBranches) {
       10);
 }
 
+// Where modules are wanted the plain projection is written too.
+TEST_P(EngineOn, AddsTheGatedProjectionToAResidual) {
+  model_.adds = true;
+  expect_oracle(toy_options(), random_masks, 12);
+  expect_oracle(toy_options(), nothing_live, 12);
+}
+
 // Text rows are one more stream to the engine: only policies protect them.
 TEST_P(EngineOn, CachesTextRowsWhereAPolicySaysSo) {
   expect_oracle(

@@ -109,7 +109,10 @@ inline SequenceShape toy_shape() {
 class ToyModel {
  public:
   explicit ToyModel(Backend& backend)
-      : cos_(to_tensor(rope_table(true))), sin_(to_tensor(rope_table(false))) {
+      : cos_(to_tensor(rope_table(true))),
+        sin_(to_tensor(rope_table(false))),
+        gate_(Tensor::host(DType::kF32, {kHidden})) {
+    for (index_t c = 0; c < kHidden; ++c) gate_.as<float>()[c] = c % 2 ? 2 : -0.5f;
     for (int layer = 0; layer < kLayers; ++layer) {
       for (const ToyStream& stream : toy_streams(layer)) add_stream(backend, layer, stream);
     }
@@ -125,12 +128,18 @@ class ToyModel {
     }
     const Tensor x = to_tensor(toy_input(step, branch, layer));
     const Tensor mlp = to_tensor(toy_mlp(step, branch));
-    attend(engine, layer, x, mlp, out);
-    if (forecasts && engine.wants_modules(layer)) engine.record_module(layer, 0, out);
+    const Tensor sums = Tensor::host(DType::kF32, {kSeqLen, kHidden});
+    for (index_t i = 0; i < sums.num_elements(); ++i) sums.as<float>()[i] = 1;
+    attend(engine, layer, x, mlp, out, adds ? sums.view() : TensorView());
+    const bool wanted = engine.wants_modules(layer);
+    if (forecasts && wanted) engine.record_module(layer, 0, out);
+    if (adds) recover_from(sums, wanted, out);
     return out;
   }
 
-  void attend(Engine& engine, int layer, ConstTensorView x, ConstTensorView mlp, TensorView out) {
+  // `residual` may be {}.
+  void attend(Engine& engine, int layer, ConstTensorView x, ConstTensorView mlp, TensorView out,
+              TensorView residual = {}) {
     AttentionStream streams[2];
     std::size_t count = 0;
     for (const Stream& stream : streams_) {
@@ -142,10 +151,14 @@ class ToyModel {
                           .x = x.slice(0, stream.first_token, end),
                           .mlp = layer == 1 ? mlp : ConstTensorView(),
                           .out = out.slice(0, stream.first_token, end)};
+      if (!residual) continue;
+      streams[count - 1].residual = residual.slice(0, stream.first_token, end);
+      streams[count - 1].gate = gate_;
     }
     engine.attend(layer, {streams, count}, {cos_, sin_});
   }
 
+  bool adds = false;      // to a residual through a gate; run() returns what was added, ungated
   bool forecasts = true;  // false: a model that knows nothing of whole-layer caching
 
  private:
@@ -153,6 +166,15 @@ class ToyModel {
     int layer, first_token, num_tokens;
     StreamWeights weights;
   };
+
+  // 1 + gate * value is in `sums`; out is the value if it was wanted, else still NaN.
+  void recover_from(const Tensor& sums, bool wanted, const Tensor& out) const {
+    for (index_t i = 0; i < out.num_elements(); ++i) {
+      float& value = out.as<float>()[i];
+      const float added = (sums.as<float>()[i] - 1) / gate_.as<float>()[i % kHidden];
+      value = std::isnan(value) == wanted ? NAN : added;
+    }
+  }
 
   void add_stream(Backend& backend, int layer, const ToyStream& toy) {
     const auto keep = [&](const Matrix& matrix) -> ConstTensorView {
@@ -185,7 +207,7 @@ class ToyModel {
   std::vector<Tensor> tensors_;
   std::vector<std::unique_ptr<PackedWeight>> packed_;
   std::vector<Stream> streams_;
-  Tensor cos_, sin_;
+  Tensor cos_, sin_, gate_;
 };
 
 }  // namespace flashomni::test

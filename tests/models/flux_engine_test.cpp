@@ -188,13 +188,16 @@ TEST_P(FluxEngine, ReusingStepsAttentionsAndHeadsOfAFrozenInputChangesRoundingOn
   }
 }
 
-// The forecast of something that does not change is what was recorded, to the bit: a module that
-// took another's place, gate or rows would show.
+// The forecast of something that does not change is what was recorded, in f32 to the bit: a module
+// that took another's place, gate or rows would show. In 16 bits what is recorded is rounded, what
+// a dense step adds to the residual is not.
 TEST_P(FluxEngine, WholeLayerCachingOfAFrozenInputGivesTheBitsOfTheDenseEngine) {
   const Velocities expected = dense(Motion::kFrozen);
   for (int order = 0; order <= kMaxForecastOrder; ++order) {
     Engine engine(*backend_, options(order), make_policy("layer-cache", {}));
-    EXPECT_EQ(generate(*model_, engine, kSteps, Motion::kFrozen), expected) << "order " << order;
+    const Velocities cached = generate(*model_, engine, kSteps, Motion::kFrozen);
+    const float tolerance = GetParam().dtype == DType::kF32 ? 0.0f : 2e-2f;
+    EXPECT_LE(largest_difference(cached, expected), tolerance) << "order " << order;
     EXPECT_EQ(engine.stats().layers_cached, kLayers);
     EXPECT_EQ(engine.stats().cached_fraction, 1);
     EXPECT_TRUE(engine.fallbacks().empty());

@@ -1,5 +1,6 @@
 #include <functional>
 #include <limits>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -26,9 +27,12 @@ struct Call {
   ConstTensorView q = q_data, k = k_data, v = v_data;
   float scale = 1;
   TensorView out = out_data, lse = lse_data;
+  Tensor term_data = Tensor::host_zeros(DType::kF32, {2, 6, 4, 8});
+  std::vector<ConstTensorView> terms;
+  std::vector<float> coefficients;
 
   Call() { build_attention_plan(SparseSymbols(grid_of(6), grid_of(9), 4), plan); }
-  void run() { attention(*backend, plan, q, k, v, scale, out, lse); }
+  void run() { attention(*backend, plan, q, k, v, scale, out, lse, {}, {terms, coefficients}); }
 };
 
 std::string error_after(const std::function<void(Call&)>& change) {
@@ -106,6 +110,43 @@ TEST(AttentionChecks, Shape) {
 TEST(AttentionChecks, Scale) {
   EXPECT_EQ(error_after([](Call& c) { c.scale = std::numeric_limits<float>::infinity(); }),
             "attention: scale is inf, expected a finite number");
+}
+
+TEST(AttentionChecks, Reuse) {
+  const auto with_terms = [](Call& c, std::size_t count) {
+    c.terms.assign(count, c.term_data);
+    c.coefficients.assign(count, 1.0f);
+  };
+  Call call;
+  with_terms(call, 3);
+  EXPECT_NO_THROW(call.run());
+  EXPECT_EQ(error_after([&](Call& c) { with_terms(c, 4); }),
+            "attention: reuse has 4 terms, allowed are up to 3");
+  EXPECT_EQ(error_after([&](Call& c) {
+              with_terms(c, 2);
+              c.coefficients.pop_back();
+            }),
+            "attention: reuse has 1 coefficients, expected one for each of its 2 terms");
+  EXPECT_EQ(error_after([&](Call& c) {
+              with_terms(c, 2);
+              c.coefficients[1] = std::numeric_limits<float>::infinity();
+            }),
+            "attention: reuse.coefficients[1] is inf, expected a finite number");
+  EXPECT_EQ(error_after([&](Call& c) {
+              with_terms(c, 2);
+              c.terms[1] = c.terms[1].slice(1, 0, 5);
+            }),
+            "attention: reuse.terms[1] is [2, 5, 4, 8], expected [2, 6, 4, 8]");
+  EXPECT_EQ(error_after([&](Call& c) {
+              with_terms(c, 2);
+              c.terms[1].dtype = DType::kBF16;
+            }),
+            "attention: reuse.terms[1] is bf16, expected f32");
+  EXPECT_EQ(error_after([&](Call& c) {
+              with_terms(c, 1);
+              c.terms[0] = c.out;
+            }),
+            "attention: out overlaps reuse.terms[0]");
 }
 
 TEST(AttentionChecks, Strides) {

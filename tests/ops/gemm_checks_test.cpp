@@ -187,6 +187,39 @@ TEST(GemmOChecks, Tensors) {
             "gemm_o_update: out overlaps o");
 }
 
+TEST(GemmOChecks, TheResidual) {
+  const auto add = [](OutputCall& c) {
+    c.projection.residual = c.projection.out;
+    c.projection.out = {};
+  };
+  OutputCall call;
+  add(call);
+  EXPECT_NO_THROW(call.update());
+  call.projection.gate = call.bias;
+  EXPECT_NO_THROW(call.update());
+  EXPECT_EQ(update_error([](OutputCall& c) { c.projection.residual = c.projection.out; }),
+            "gemm_o_update: out and residual are both given, expected one of them");
+  EXPECT_EQ(update_error([](OutputCall& c) { c.projection.out = {}; }),
+            "gemm_o_update: out is missing");
+  EXPECT_EQ(dispatch_error([](OutputCall& c) { c.projection.gate = c.bias; }),
+            "gemm_o_dispatch: gate is given without residual");
+  EXPECT_EQ(update_error([&](OutputCall& c) {
+              add(c);
+              c.projection.gate = c.bias.view().slice(0, 0, 5);
+            }),
+            "gemm_o_update: gate is [5], expected [6]");
+  EXPECT_EQ(update_error([&](OutputCall& c) {
+              add(c);
+              c.projection.residual.dtype = DType::kBF16;
+            }),
+            "gemm_o_update: residual is bf16, expected f32");
+  EXPECT_EQ(dispatch_error([&](OutputCall& c) {
+              add(c);
+              c.projection.residual = c.terms[0];
+            }),
+            "gemm_o_dispatch: residual overlaps terms[0]");
+}
+
 TEST(GemmOChecks, TheBiasCache) {
   EXPECT_EQ(update_error([](OutputCall& c) { c.cache.order = 3; }),
             "gemm_o_update: cache.order is 3, must be between -1 and 2");

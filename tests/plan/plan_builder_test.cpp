@@ -4,6 +4,8 @@
 #include "flashomni/error.h"
 #include "flashomni/plan.h"
 
+#include "plan/cached_blocks.h"
+
 namespace flashomni {
 namespace {
 
@@ -40,6 +42,18 @@ TEST(AttentionPlan, ListsLiveBlocksLongestFirstWithinAHead) {
   expect_item(4, 1, 1, {});
   EXPECT_EQ(plan.stats.live_block_pairs, 11);
   EXPECT_EQ(plan.num_heads, 2);
+}
+
+TEST(CachedBlocks, AreWhatThePlanLeavesOut) {
+  SparseSymbols symbols(image_grid(4, 12, {10, 3}), image_grid(4, 12, {12, 12}), 2);
+  symbols.cache(0, 0, 2);
+  symbols.cache(0, 1, 0);
+  symbols.cache(1, 1, 0);
+  symbols.cache(1, 1, 2);  // has no tokens
+  AttentionPlan plan;
+  build_attention_plan(symbols, plan);
+  EXPECT_THAT(cached_blocks(plan), ElementsAre(CachedBlock{0, 0, {8, 2}}, CachedBlock{0, 1, {0, 4}},
+                                               CachedBlock{1, 1, {0, 3}}));
 }
 
 TEST(AttentionPlan, LeavesOutBlocksPastALength) {

@@ -23,12 +23,13 @@ EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def make(values, kind):
-    """`values` (float) rounded to an array of `kind`."""
+    """`values` (float) rounded to an array of `kind`; "cuda" is torch on a GPU."""
     framework, dtype = kind
-    if framework == "torch":
+    if framework in ("torch", "cuda"):
         import torch
 
-        return torch.tensor(np.asarray(values, np.float32)).to(getattr(torch, dtype))
+        device = "cpu" if framework == "torch" else "cuda"
+        return torch.tensor(np.asarray(values, np.float32)).to(device, getattr(torch, dtype))
     if dtype == "bfloat16":
         import ml_dtypes
 
@@ -42,16 +43,18 @@ def numbers(array):
         import torch
 
         if isinstance(array, torch.Tensor):
-            return array.detach().double().numpy()
+            return array.detach().double().cpu().numpy()
     return np.asarray(array).astype(np.float64)
 
 
 def same_kind(array, kind):
     framework, dtype = kind
-    if framework == "torch":
+    if framework in ("torch", "cuda"):
         import torch
 
-        return isinstance(array, torch.Tensor) and array.dtype == getattr(torch, dtype)
+        on_gpu = framework == "cuda"
+        is_torch = isinstance(array, torch.Tensor) and array.is_cuda == on_gpu
+        return is_torch and array.dtype == getattr(torch, dtype)
     return isinstance(array, np.ndarray) and array.dtype.name == dtype
 
 

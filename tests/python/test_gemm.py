@@ -138,8 +138,11 @@ def test_packed_weight(backend, rng):
     expected = oracle.project(x, case.w_q.astype(np.float16))
     tolerance = gemm_tolerance(x, case.w_q, "float16")
     expect_close(out, np.where(case.live_columns(), expected, 0), tolerance)
+    alike = fo.Backend(backend.name, num_threads=1)
+    np.testing.assert_array_equal(packed, fo.gemm_q(case.x, weight, case.symbols, backend=alike))
+    other = fo.Backend("cpu" if backend.name == "reference" else "reference")
     with pytest.raises(ValueError, match="gemm_q: w was packed for another backend"):
-        fo.gemm_q(case.x, weight, case.symbols, backend=fo.Backend("reference"))
+        fo.gemm_q(case.x, weight, case.symbols, backend=other)
 
 
 @pytest.mark.parametrize("kind", KINDS)

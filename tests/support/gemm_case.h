@@ -79,6 +79,29 @@ inline void run(Backend& backend, GemmQCase& c) {
   download(backend, out, c.out);
 }
 
+// All on the x of the first, which the others are given.
+inline void run_together(Backend& backend, std::span<GemmQCase> cases) {
+  const Tensor x = upload(backend, cases[0].x);
+  std::vector<GemmPlan> plans;
+  std::vector<PackedWeight> weights;
+  std::vector<std::array<Tensor, 5>> operands;
+  for (GemmQCase& c : cases) {
+    c.x = cases[0].x.clone();
+    plans.push_back(make_plan(backend, c.sparsity, c.range));
+    weights.push_back(backend.pack_weight(c.weight, c.weight.dtype(), c.head_dim));
+    operands.push_back({upload_if(backend, c.bias), upload_if(backend, c.norm_weight),
+                        upload_if(backend, c.cos), upload_if(backend, c.sin),
+                        upload(backend, c.out)});
+  }
+  std::vector<InputProjection> projections;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const auto& [bias, norm, cos, sin, out] = operands[i];
+    projections.push_back({&plans[i], &weights[i], bias, {norm, cases[i].eps, cos, sin}, out});
+  }
+  backend.gemm_qkv(x, projections, {});
+  for (std::size_t i = 0; i < cases.size(); ++i) download(backend, operands[i][4], cases[i].out);
+}
+
 // x W^T + bias over columns [begin, end) of one row, with its rounding error.
 inline Expected product(const std::vector<double>& x, std::size_t x_row,
                         const std::vector<double>& weight, std::size_t weight_row, int length) {

@@ -7,12 +7,14 @@ namespace flashomni::test {
 
 struct Calls {
   int gemm_q = 0, attention = 0, update = 0, dispatch = 0, scores = 0, forecast = 0, push = 0;
+  int select = 0, plans_from_words = 0;
   bool operator==(const Calls&) const = default;
 };
 
 class IdleBackend : public Backend {
  public:
   Calls calls;
+  DeviceTimer* timer = nullptr;
 
   std::string_view name() const override { return "idle"; }
   std::string description() const override { return "computes nothing"; }
@@ -20,6 +22,7 @@ class IdleBackend : public Backend {
   Tensor allocate(DType dtype, Layout layout) override { return Tensor::host(dtype, layout); }
   void copy(ConstTensorView, TensorView, Stream) override {}
   void synchronize(Stream) override {}
+  DeviceTimer* device_timer() override { return timer; }
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
     return {{}, weight.size(0), weight.size(1), dtype, column_group};
   }
@@ -31,7 +34,7 @@ class IdleBackend : public Backend {
     flashomni::build_gemm_plan(symbols, first_token, num_tokens, previous, plan);
   }
   void attention(const AttentionPlan&, ConstTensorView, ConstTensorView, ConstTensorView, float,
-                 TensorView, TensorView, Stream) override {
+                 TensorView, TensorView, Stream, const AttentionReuse&) override {
     ++calls.attention;
   }
   void gemm_q(const GemmPlan&, ConstTensorView, const PackedWeight&, ConstTensorView,
@@ -54,6 +57,17 @@ class IdleBackend : public Backend {
   void block_scores(ConstTensorView, ConstTensorView, const BlockGrid&, const BlockGrid&,
                     const BlockScoreOptions&, BlockScores&, Stream) override {
     ++calls.scores;
+  }
+  void select_symbols(ConstTensorView, ConstTensorView, const FlashOmniOptions&, double,
+                      SymbolWords&, const ScoreViews&, Stream) override {
+    ++calls.select;
+  }
+  void build_attention_plan_from(const SymbolWords&, AttentionPlan&, Stream) override {
+    ++calls.plans_from_words;
+  }
+  void build_gemm_plan_from(const SymbolWords&, int, int, const SymbolWords*, GemmPlan&,
+                            Stream) override {
+    ++calls.plans_from_words;
   }
   void forecast(std::span<const TensorView>, std::span<const float>, TensorView, Stream) override {
     ++calls.forecast;

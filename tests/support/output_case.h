@@ -9,6 +9,8 @@ struct OutputShape {
   int head_dim = 24, out_features = 40, mlp_dim = 0;
   bool bias = true;
   bool compact_cache = false;  // in the dtype that the backend asks for, instead of f32
+  bool adds = false;           // to a residual; `out` is that
+  bool gate = true;            // if it adds
 };
 
 // One layer with its weight and its bias cache; each step brings new inputs and symbols.
@@ -28,6 +30,7 @@ class OutputLayer {
     weight_ = random_tensor(dtype, {shape.out_features, in}, seed,
                             1 / std::sqrt(static_cast<double>(in)));
     if (shape.bias) bias_ = random_tensor(DType::kF32, {shape.out_features}, seed + 1);
+    if (shape.adds && shape.gate) gate_ = random_tensor(DType::kF32, {shape.out_features}, seed);
     for (int o = 0; o <= order; ++o) {
       terms_.push_back(canary_tensor(term_dtype_, out));
       expected_terms_.emplace_back(static_cast<std::size_t>(out.num_elements()));
@@ -42,7 +45,11 @@ class OutputLayer {
     o = random_tensor(dtype_, {batch, range_.count, sparsity_.num_heads * shape_.head_dim}, seed);
     mlp = shape_.mlp_dim ? random_tensor(dtype_, {batch, range_.count, shape_.mlp_dim}, seed + 1)
                          : Tensor();
-    out = canary_tensor(dtype_, {batch, range_.count, shape_.out_features});
+    out = canary_tensor(shape_.adds ? DType::kF32 : dtype_,
+                        {batch, range_.count, shape_.out_features});
+    if (!shape_.adds) return;
+    const Tensor start = random_tensor(DType::kF32, out.view().layout, seed + 2);
+    for_each_element([&](int, int, int, int i) { store_float(out, i, load_float(start, i)); });
   }
 
   // An update step; `symbols` become the layer's.
@@ -100,7 +107,11 @@ class OutputLayer {
       device_terms.push_back(upload(backend_, terms_[term]));
       cache.terms[term] = device_terms.back();
     }
-    operation(OutputProjection{&weight, device_bias, device_o, device_mlp, device_out}, cache);
+    OutputProjection projection{&weight, device_bias, device_o, device_mlp};
+    const Tensor device_gate = upload_if(backend_, gate_);
+    (shape_.adds ? projection.residual : projection.out) = device_out;
+    projection.gate = device_gate;
+    operation(projection, cache);
     download(backend_, device_out, out);
     download(backend_, device_order, valid_order_);
     for (int term = 0; term <= order_; ++term) {
@@ -143,6 +154,13 @@ class OutputLayer {
     }
   }
 
+  // What becomes of `value` in element i of `out`, which is as before the call.
+  Expected finished(Expected value, int feature, int i) const {
+    if (!shape_.adds) return stored(dtype_, value);
+    const double gate = gate_ ? load_float(gate_, feature) : 1;
+    return Expected{load_float(out, i), 0} + gate * value;
+  }
+
   int order_index(int item, int row) const {
     return item * num_blocks(sparsity_.q) + block_of(sparsity_.q, range_.first + row);
   }
@@ -162,8 +180,9 @@ class OutputLayer {
     for_each_element([&](int item, int row, int feature, int i) {
       Expected sum{bias_ ? load_float(bias_, feature) : 0, 0};
       sum = sum + part(symbols, item, row, feature, Part::kCached);
-      expected_out_[i] = stored(dtype_, sum + part(symbols, item, row, feature, Part::kLive) +
-                                            part(symbols, item, row, feature, Part::kMlp));
+      expected_out_[i] = finished(sum + part(symbols, item, row, feature, Part::kLive) +
+                                      part(symbols, item, row, feature, Part::kMlp),
+                                  feature, i);
       if (order_ < 0) return;
       const int block = order_index(item, row);
       const bool stay = cached_heads_stay(symbols, item, row);
@@ -186,8 +205,9 @@ class OutputLayer {
       for (int o = 0; o <= *expected_order_[order_index(item, row)] && o < orders; ++o) {
         sum = sum + static_cast<double>(coefficients[o]) * *expected_terms_[o][i];
       }
-      expected_out_[i] = stored(dtype_, sum + part(sparsity_, item, row, feature, Part::kLive) +
-                                            part(sparsity_, item, row, feature, Part::kMlp));
+      expected_out_[i] = finished(sum + part(sparsity_, item, row, feature, Part::kLive) +
+                                      part(sparsity_, item, row, feature, Part::kMlp),
+                                  feature, i);
     });
   }
 
@@ -198,7 +218,7 @@ class OutputLayer {
   int order_;
   DType dtype_, term_dtype_;
   bool updated_ = false;
-  Tensor weight_, bias_, valid_order_;
+  Tensor weight_, bias_, gate_, valid_order_;
   std::vector<Tensor> terms_;
   std::vector<double> o_values_, mlp_values_, weight_values_;
   ExpectedTensor expected_out_;

@@ -62,17 +62,14 @@ inline __m512i load_words(const void* from, int count) {
 // 2^x for x <= 127, to 3e-6, exact at integers: the weights are rounded to bf16 next, their sum,
 // and with it lse, is not.
 inline __m512 exp2_for_bf16(__m512 x) {
-  const __m512 magic = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: rounds to an integer
   x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-  const __m512 shifted = _mm512_add_ps(x, magic);
-  const __m512 fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
-  __m512 p = _mm512_set1_ps(9.58285e-3f);  // minimax of the relative error on [-1/2, 1/2]
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(5.590643e-2f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(2.4024099e-1f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(6.9312419e-1f));
+  const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+  __m512 p = _mm512_set1_ps(1.3426684e-2f);  // minimax of the relative error on [0, 1]
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(5.2242475e-2f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(2.4128020e-1f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(6.9304485e-1f));
   p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+  return _mm512_scalef_ps(p, x);
 }
 
 // The working set of 64 query rows ("lanes"), in a worker's scratch memory.

@@ -98,8 +98,10 @@ class CpuBackend final : public Backend {
   }
 
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                 float scale, TensorView out, TensorView lse, Stream) override {
+                 float scale, TensorView out, TensorView lse, Stream,
+                 const AttentionReuse& reuse) override {
     cpu::attention(context_, plan, q, k, v, scale, out, lse);
+    cpu::reuse_cached(context_, plan, reuse, out);
   }
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out, Stream) override {
@@ -156,13 +158,13 @@ std::vector<std::string> cpu_kernel_sets() {
   return names;
 }
 
-double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads) {
+double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_threads,
+                        double seconds) {
   const KernelSet& set = find_kernel_set(kernel_set);
   const cpu::PeakLoop loop =
       dtype == DType::kBF16 && set.bf16 ? set.bf16()->peak_loop : cpu::f32_peak_loop(set.target);
-  // Each thread by its own processor time, which a busy machine does not lengthen. Samples of
-  // milliseconds, as kernels run: in bursts of microseconds the clock stands 5 % higher.
-  const auto seconds = [] {
+  // Each thread by its own processor time, which a busy machine does not lengthen.
+  const auto now = [] {
     timespec time{};
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
     return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
@@ -173,9 +175,9 @@ double measure_cpu_peak(const std::string& kernel_set, DType dtype, int num_thre
   pool.parallel_for(pool.num_threads(), [&](index_t thread, int) {
     for (std::size_t n = 0; n < kSamples; ++n) {
       double operations = 0;
-      const double start = seconds();
-      while (seconds() - start < 6e-3) operations += loop(20000);
-      samples[static_cast<std::size_t>(thread) * kSamples + n] = operations / (seconds() - start);
+      const double start = now(), end = start + seconds / kSamples;
+      while (now() < end) operations += loop(20000);
+      samples[static_cast<std::size_t>(thread) * kSamples + n] = operations / (now() - start);
     }
   });
   std::sort(samples.begin(), samples.end());

@@ -49,7 +49,9 @@ class Projection {
         context_(context),
         plan_(plan),
         kernels_(context.products(projection.weight->dtype)),
-        out_(projection.out),
+        adds_(projection.residual),
+        out_(adds_ ? projection.residual : projection.out),
+        gate_(projection.gate.as<float>()),
         o_(as_operand(context, projection.o, kernels_, context.operands[0])),
         head_dim_(projection.o.size(2) / plan.num_heads) {
     if (kernels_.operand == DType::kBF16 && head_dim_ % 2 != 0) {
@@ -90,7 +92,7 @@ class Projection {
              {bias + panel * kPanel, 0, sums_of(worker), kPanel});
   }
 
-  // out = init + live heads (+ mlp)
+  // out = init + live heads (+ mlp), or that is added to the residual
   void finish(const RowTile& tile, int panel, const float* init, index_t init_stride,
               int worker) const {
     KSlice* slices = slices_of(worker);
@@ -101,12 +103,13 @@ class Projection {
     }
     const Destination target = out_.at(tile.batch, tile.row, panels.first_column(panel));
     const int columns = panels.num_columns(panel);
-    const bool in_place = out_.sums_in_place(columns);
+    const bool in_place = !adds_ && out_.sums_in_place(columns);
     float* c = in_place ? static_cast<float*>(target.data) : sums_of(worker);
     const index_t c_stride = in_place ? target.stride : kPanel;
     if (in_place) fetch_next_columns(c, c_stride, tile.rows);
     multiply(kernels_, panels, panel, {slices, count}, tile.rows, {init, init_stride, c, c_stride});
     if (in_place) return;
+    if (adds_) return add_to_residual(c, tile.rows, panel, target);
     context_.rows->store_tile(c, c_stride, tile.rows, columns, Activation::kNone, target);
   }
 
@@ -114,6 +117,15 @@ class Projection {
   const float* const bias;
 
  private:
+  void add_to_residual(const float* c, int rows, int panel, const Destination& target) const {
+    const float* gate = gate_ ? gate_ + panels.first_column(panel) : nullptr;
+    for (int r = 0; r < rows; ++r) {
+      context_.rows->gated_add(c + r * kPanel, DType::kF32, gate,
+                               static_cast<float*>(target.data) + r * target.stride,
+                               panels.num_columns(panel));
+    }
+  }
+
   std::size_t sums_bytes() const {
     return static_cast<std::size_t>(kernels_.tile_rows) * kPanel * sizeof(float);
   }
@@ -134,7 +146,9 @@ class Projection {
   Context& context_;
   const GemmPlan& plan_;
   const ProductKernels& kernels_;
+  const bool adds_;
   const OutputRows out_;
+  const float* const gate_;  // or nullptr
   Operand o_, mlp_;
   index_t head_dim_, mlp_depth_ = 0;
 };

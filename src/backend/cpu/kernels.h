@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -49,6 +50,12 @@ struct PanelJob {
 
 // How near to the core prefetched lines go; the third argument of __builtin_prefetch.
 enum Nearness { kIntoL2 = 2, kIntoL1 = 3 };
+// Floats between the prefetches of `steps` steps that together cover `size` floats, a cache line at
+// most. Even, because requests that come faster than L3 answers hold up the loads between them.
+constexpr int prefetch_stride(int size, int steps) {
+  constexpr int kLine = 64 / sizeof(float);
+  return std::min(kLine, (size + steps - 1) / steps);
+}
 
 using PanelKernel = void (*)(const PanelJob&);
 

@@ -34,8 +34,7 @@ constexpr float kLowest = -3e38f;  // below any score; finite, so that differenc
 constexpr int kRows = 6;           // rows of a register block, as in simd_gemm.cpp
 constexpr int kRun = 64;  // tokens: 128 would push V and Q^T out of a 48 KiB L1 (4 % slower)
 static_assert(kRun <= kMaxRun);
-constexpr int kLine = 64 / sizeof(float);  // floats of a cache line
-constexpr float kSlack = 8;                // by how much scores may exceed their row's bound
+constexpr float kSlack = 8;  // by how much scores may exceed their row's bound
 
 // The working set of one chunk, in a worker's scratch memory.
 struct Chunk {
@@ -77,15 +76,22 @@ void pack_queries(const AttentionJob& job, int first_row, int num_rows, const Ch
   transpose_rows(chunk.o_t, job.head_dim, job.head_dim, scale, chunk.q_t);
 }
 
-// sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors; asks
-// for `depth` cache lines of memory from `ahead` on. (Unrolled by 2 or 4 it ran slower.)
+// Memory to fetch while a block is multiplied: one prefetch a step along its depth.
+struct Ahead {
+  const float* at;
+  int stride;  // floats
+  // For the block that comes `steps` steps later.
+  Ahead after(int steps) const { return {at + index_t{steps} * stride, stride}; }
+};
+
+// sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors.
+// (Unrolled by 2 or 4 it ran slower.)
 template <Nearness kNearness, int kR, int kV>
 HWY_INLINE void multiply(int depth, const float* HWY_RESTRICT a, index_t a_row, index_t a_k,
-                         const float* HWY_RESTRICT b, const float* ahead,
-                         FloatVec (&sums)[kR][kV]) {
+                         const float* HWY_RESTRICT b, Ahead ahead, FloatVec (&sums)[kR][kV]) {
   const Floats d;
-  for (int k = 0; k < depth; ++k) {
-    __builtin_prefetch(ahead + k * kLine, 0, kNearness);
+  for (int k = 0; k < depth; ++k, ahead.at += ahead.stride) {
+    __builtin_prefetch(ahead.at, 0, kNearness);
     FloatVec bv[kV];
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
       bv[v] = hn::LoadU(d, b + k * kPanel + v * kLanes);
@@ -113,7 +119,7 @@ struct BlockJob {
   const float* a;      // row 0 of the block
   index_t a_row, a_k;  // elements between rows, and between steps along the depth
   const float* b;      // [depth][kPanel], from the group's first lane on
-  const float* ahead;
+  Ahead ahead;
   float* c;
 };
 
@@ -168,14 +174,6 @@ HWY_INLINE void value_columns(int columns, const BlockJob& job) {
   }
 }
 
-// Where block `i` of a product begins to fetch ahead: it takes one line per step of its depth, so
-// the product's first blocks fetch `size` floats from `from` on, and the others fetch them again,
-// which costs nothing.
-HWY_INLINE const float* ahead_of_block(const float* from, int size, int i, int depth) {
-  const int offset = i * depth * kLine;
-  return from + (offset < size ? offset : 0);
-}
-
 // Scores of a run for one group of lanes, relative to the rows' bounds; returns their maxima.
 template <int kHeadDim, int kV>
 HWY_INLINE void score_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk, int lane,
@@ -189,11 +187,12 @@ HWY_INLINE void score_run(const AttentionJob& job, const KvRun& run, const Chunk
     row_max[n] = hn::Set(d, kLowest);
     init[n] = hn::Neg(hn::LoadU(d, chunk.bound + lane + n * kLanes));
   }
+  const int blocks = (run.count + kRows - 1) / kRows;
+  const Ahead ahead{v, prefetch_stride(run.count * head_dim, blocks * head_dim)};
   for (int i = 0; i < run.count; i += kRows) {
-    const float* ahead = ahead_of_block(v, run.count * head_dim, i / kRows, head_dim);
     score_rows<kV>(std::min(kRows, run.count - i),
-                   {head_dim, k + i * head_dim, head_dim, 1, chunk.q_t + lane, ahead,
-                    chunk.scores + lane + i * kPanel},
+                   {head_dim, k + i * head_dim, head_dim, 1, chunk.q_t + lane,
+                    ahead.after(i / kRows * head_dim), chunk.scores + lane + i * kPanel},
                    init, row_max);
   }
 }
@@ -258,11 +257,12 @@ HWY_INLINE void attend_run(const AttentionJob& job, int index, const Chunk& chun
   const KvRun& next = job.runs[std::min(index + 1, job.num_runs - 1)];
   const float* next_k = static_cast<const float*>(job.k) + index_t{next.start} * head_dim;
   const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
+  const int blocks = (head_dim + kRows - 1) / kRows;
+  const Ahead ahead{next_k, prefetch_stride(next.count * head_dim, blocks * run.count)};
   for (int i = 0; i < head_dim; i += kRows) {
-    const float* ahead = ahead_of_block(next_k, next.count * head_dim, i / kRows, run.count);
-    value_columns<kV>(
-        std::min(kRows, head_dim - i),
-        {run.count, v + i, 1, head_dim, chunk.scores + lane, ahead, chunk.o_t + lane + i * kPanel});
+    value_columns<kV>(std::min(kRows, head_dim - i),
+                      {run.count, v + i, 1, head_dim, chunk.scores + lane,
+                       ahead.after(i / kRows * run.count), chunk.o_t + lane + i * kPanel});
   }
 }
 

@@ -21,11 +21,20 @@ constexpr int kRows = 6;
 constexpr int kVectors = kLanes == 8 ? 2 : 4;
 constexpr int kColumns = kVectors * kLanes;
 static_assert(kPanel % kColumns == 0);
-constexpr int kLine = 64 / sizeof(float);      // floats of a cache line
-constexpr int kLinesPerStep = kPanel / kLine;  // lines of B that a step along K reads
+
+// Where the prefetches of job.next_b have got to.
+struct Ahead {
+  const float* at;
+  int stride;  // floats for two steps
+};
+
+Ahead begin_ahead(const PanelJob& job) {
+  const int blocks = (job.rows + kRows - 1) / kRows * (kPanel / kColumns);
+  return {static_cast<const float*>(job.next_b), prefetch_stride(2 * kPanel, blocks)};
+}
 
 template <int kR>
-HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
+HWY_INLINE void multiply_block(const PanelJob& job, int row, int column, Ahead& ahead) {
   const Floats d;
   FloatVec sums[kR][kVectors];
   const float* init = job.init + row * job.init_stride + column;
@@ -34,17 +43,13 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
       sums[r][v] = hn::LoadU(d, init + r * job.init_stride + v * kLanes);
     }
   }
-  // Fetches one line of next_b a step: the first four blocks of rows fetch all of it, the others
-  // fetch the beginning again, which costs nothing.
-  const int share = row / kRows < kLinesPerStep ? row / kRows : 0;
-  const float* ahead = static_cast<const float*>(job.next_b) + share * job.depth() * kLine;
+  Ahead fetch = ahead;  // in registers
   for (int piece = 0; piece < job.num_pieces; ++piece) {
     const index_t a_stride = job.pieces[piece].a_stride;
     const float* a = static_cast<const float*>(job.pieces[piece].a) + row * a_stride;
     const float* b = static_cast<const float*>(job.pieces[piece].b) + column;
     const int depth = job.pieces[piece].depth;
-    for (int k = 0; k < depth; ++k, ahead += kLine) {
-      __builtin_prefetch(ahead, 0, kIntoL2);
+    const auto step = [&](int k) HWY_ATTR {
       FloatVec bv[kVectors];
       HWY_UNROLL(4) for (int v = 0; v < kVectors; ++v) {
         bv[v] = hn::LoadU(d, b + static_cast<index_t>(k) * kPanel + v * kLanes);
@@ -55,8 +60,16 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
           sums[r][v] = hn::MulAdd(av, bv[v], sums[r][v]);
         }
       }
+    };
+    int k = 0;
+    for (; k + 2 <= depth; k += 2, fetch.at += fetch.stride) {
+      __builtin_prefetch(fetch.at, 0, kIntoL2);
+      step(k);
+      step(k + 1);
     }
+    if (k < depth) step(k);
   }
+  ahead = fetch;
   float* c = job.c + row * job.c_stride + column;
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
     HWY_UNROLL(4) for (int v = 0; v < kVectors; ++v) {
@@ -65,22 +78,23 @@ HWY_INLINE void multiply_block(const PanelJob& job, int row, int column) {
   }
 }
 
-HWY_INLINE void multiply_tail(const PanelJob& job, int row, int column) {
+HWY_INLINE void multiply_tail(const PanelJob& job, int row, int column, Ahead& ahead) {
   switch (job.rows - row) {
-    case 1: return multiply_block<1>(job, row, column);
-    case 2: return multiply_block<2>(job, row, column);
-    case 3: return multiply_block<3>(job, row, column);
-    case 4: return multiply_block<4>(job, row, column);
-    case 5: return multiply_block<5>(job, row, column);
+    case 1: return multiply_block<1>(job, row, column, ahead);
+    case 2: return multiply_block<2>(job, row, column, ahead);
+    case 3: return multiply_block<3>(job, row, column, ahead);
+    case 4: return multiply_block<4>(job, row, column, ahead);
+    case 5: return multiply_block<5>(job, row, column, ahead);
     default: return;
   }
 }
 
 void multiply_panel(const PanelJob& job) {
+  Ahead ahead = begin_ahead(job);
   for (int column = 0; column < kPanel; column += kColumns) {
     int row = 0;
-    for (; row + kRows <= job.rows; row += kRows) multiply_block<kRows>(job, row, column);
-    multiply_tail(job, row, column);
+    for (; row + kRows <= job.rows; row += kRows) multiply_block<kRows>(job, row, column, ahead);
+    multiply_tail(job, row, column, ahead);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/tensor_map.h"
+#include "plan/cached_blocks.h"
 
 namespace flashomni::cuda {
 namespace {
@@ -112,6 +113,7 @@ bool is_ragged(const AttentionPlan& plan, index_t rows) {
 void set_tensors(const AttentionTensors& tensors, AttentionParams& params) {
   const TensorView& out = tensors.out;
   params.q_map = row_map(tensors.q, tensors.q.size(1), kTileQ);
+  check_alignment(tma_tensor(out, out.size(1)));
   params.out = out.data;
   params.out_batch_stride = out.stride(0);
   params.out_row_stride = out.stride(1);
@@ -126,25 +128,77 @@ void set_tensors(const AttentionTensors& tensors, AttentionParams& params) {
   params.heads_per_kv_head = static_cast<int>(tensors.q.size(2) / tensors.k.size(2));
 }
 
+void set_reuse(const AttentionReuse& reuse, AttentionReuseParams& params) {
+  params.num_terms = static_cast<int>(reuse.terms.size());
+  params.terms_are_f32 = reuse.terms[0].dtype == DType::kF32;
+  for (std::size_t o = 0; o < reuse.terms.size(); ++o) {
+    const ConstTensorView& term = reuse.terms[o];
+    params.terms[o] = {term.data, term.stride(0), term.stride(1), term.stride(2)};
+    params.coefficients[o] = reuse.coefficients[o];
+    const index_t strides = term.stride(0) | term.stride(1) | term.stride(2);
+    const auto address = reinterpret_cast<std::uintptr_t>(term.data);
+    if (strides % 4 != 0 || address % (4 * size_in_bytes(term.dtype)) != 0) {
+      FO_FAIL(kUnsupported,
+              "attention: the cuda backend reads reuse.terms[%zu] four elements at a time; rows at "
+              "%p with strides %lld, %lld and %lld are not aligned to them",
+              o, term.data, static_cast<long long>(term.stride(0)),
+              static_cast<long long>(term.stride(1)), static_cast<long long>(term.stride(2)));
+    }
+  }
+}
+
 }  // namespace
 
 void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& options,
                                  cudaStream_t stream) {
   cut_into_pieces(plan, options, pieces_);
-  upload(pieces_.list, list_, stream);
-  upload(pieces_.first_of_sm, first_of_sm_, stream);
-  upload(plan.kv_blocks, kv_blocks_, stream);
-  upload(block_table(plan.kv_grid), kv_table_, stream);
-  const std::size_t bytes = sizeof(int) * 8 * pieces_.num_slots;
+  num_cached_ = -1;
+  upload(pieces_.list, lists_.pieces, stream);
+  upload(pieces_.first_of_sm, lists_.first_of_sm, stream);
+  upload(plan.kv_blocks, lists_.kv_blocks, stream);
+  upload(block_table(plan.kv_grid), lists_.kv_table, stream);
+  num_pieces_ = static_cast<int>(pieces_.list.size());
+  num_sms_ = options.num_sms;
+  num_slots_ = pieces_.num_slots;
+  reserve_counters(stream);
+}
+
+void DeviceAttentionPlan::assign(const SymbolWords& words, const CutOptions& options,
+                                 cudaStream_t stream) {
+  num_cached_ = -1;
+  num_slots_ = builder_.build(words, options, lists_, stream);
+  num_pieces_ = words.q_grid.batch() * words.num_heads * words.q_grid.num_blocks();
+  num_sms_ = options.num_sms;
+  reserve_counters(stream);
+}
+
+void DeviceAttentionPlan::reserve_counters(cudaStream_t stream) {
+  const std::size_t bytes = sizeof(int) * 8 * num_slots_;
   if (counters_.reserve(bytes)) {
     FO_CUDA(cudaMemsetAsync(counters_.as<void>(), 0, bytes, stream));
   }
 }
 
+void DeviceAttentionPlan::list_cached_rows(const AttentionPlan& plan, cudaStream_t stream) {
+  if (plan.lists_on_device) {
+    FO_FAIL(kUnsupported,
+            "attention: the cuda backend reuses terms by plans of symbols on the host; this plan's "
+            "were chosen on the device");
+  }
+  std::vector<CachedRows> rows;
+  for (const CachedBlock& block : cached_blocks(plan)) {
+    rows.push_back({block.batch, block.head, block.rows.start, block.rows.count});
+  }
+  upload(rows, cached_, stream);
+  num_cached_ = static_cast<int>(rows.size());
+}
+
 void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTensors& tensors,
                                  int arch, cudaStream_t stream) {
   const AttentionKernel kernel = choose_kernel(plan, tensors, arch);
-  if (pieces_.list.empty()) return;
+  if (!tensors.reuse.terms.empty() && num_cached_ < 0) list_cached_rows(plan, stream);
+  const int num_cached = tensors.reuse.terms.empty() ? 0 : num_cached_;
+  if (num_pieces_ == 0 && num_cached == 0) return;
   const int block_kv = plan.kv_grid.block(), group_rows = std::min(block_kv, kLargestGroup);
 
   AttentionParams params{};
@@ -157,21 +211,23 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
     params.k_map = row_map(tensors.k, tensors.k.size(1), group_rows);
     params.v_map = row_map(tensors.v, tensors.v.size(1), group_rows);
   }
-  params.pieces = list_.as<AttentionPiece>();
-  params.first_of_block = first_of_sm_.as<std::int32_t>();
-  params.kv_blocks = kv_blocks_.as<std::int32_t>();
-  params.kv_table = kv_table_.as<int2>();
+  if (num_cached > 0) set_reuse(tensors.reuse, params.reuse);
+  params.reuse.blocks = cached_.as<CachedRows>();
+  params.reuse.num_blocks = num_cached;
+  params.pieces = lists_.pieces.as<AttentionPiece>();
+  params.first_of_block = lists_.first_of_sm.as<std::int32_t>();
+  params.kv_blocks = lists_.kv_blocks.as<std::int32_t>();
+  params.kv_table = lists_.kv_table.as<int2>();
   params.counters = counters_.as<int>();
   params.num_kv_blocks = plan.kv_grid.num_blocks();
   params.log2_group_rows = std::countr_zero(static_cast<unsigned>(group_rows));
   params.log2_groups_per_block = std::countr_zero(static_cast<unsigned>(block_kv / group_rows));
-  partials_.reserve(static_cast<std::size_t>(pieces_.num_slots) * kernel.partial_bytes);
+  partials_.reserve(static_cast<std::size_t>(num_slots_) * kernel.partial_bytes);
   params.partials = partials_.as<void>();
 
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
-  const int grid = static_cast<int>(pieces_.first_of_sm.size()) - 1;
-  kernel.function<<<grid, kernel.threads, kernel.shared_bytes, stream>>>(params);
+  kernel.function<<<num_sms_, kernel.threads, kernel.shared_bytes, stream>>>(params);
   FO_CUDA(cudaGetLastError());
 }
 

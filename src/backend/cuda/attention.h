@@ -4,9 +4,11 @@
 
 #include <cuda_runtime.h>
 
+#include "flashomni/backend.h"
 #include "flashomni/plan.h"
 #include "flashomni/tensor.h"
 
+#include "backend/cuda/attention_lists.h"
 #include "backend/cuda/check_cuda.h"
 #include "backend/cuda/pieces.h"
 
@@ -17,6 +19,7 @@ struct AttentionTensors {
   ConstTensorView q, k, v;
   TensorView out, lse;
   float scale = 1;
+  AttentionReuse reuse;
 };
 
 // The lists of an attention plan on the device, with the scratch of one launch at a time.
@@ -26,14 +29,26 @@ class DeviceAttentionPlan {
   // launches before.
   void assign(const AttentionPlan& plan, const CutOptions& options, cudaStream_t stream);
 
+  // Makes them on the device from symbols there; waits for nothing.
+  void assign(const SymbolWords& words, const CutOptions& options, cudaStream_t stream);
+
   // The contract of flashomni::attention; `plan` as assigned. Throws kUnsupported if there is no
   // kernel for `arch` (compute capability, 90 for 9.0), the dtype, head_dim or block sizes.
   void launch(const AttentionPlan& plan, const AttentionTensors& tensors, int arch,
               cudaStream_t stream);
 
  private:
-  Pieces pieces_;
-  DeviceBuffer list_, first_of_sm_, kv_blocks_, kv_table_, counters_, partials_, kv_maps_;
+  void reserve_counters(cudaStream_t stream);
+  // The rows that are not computed, once a launch asks for them.
+  void list_cached_rows(const AttentionPlan& plan, cudaStream_t stream);
+
+  Pieces pieces_;  // scratch
+  AttentionListBuilder builder_;
+  AttentionLists lists_;
+  int num_pieces_ = 0;  // at most
+  int num_sms_ = 0, num_slots_ = 0;
+  int num_cached_ = -1;  // -1: not listed yet
+  DeviceBuffer cached_, counters_, partials_, kv_maps_;
 };
 
 }  // namespace flashomni::cuda

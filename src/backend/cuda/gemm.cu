@@ -1,7 +1,9 @@
 #include "backend/cuda/gemm.h"
 
 #include <algorithm>
+#include <type_traits>
 
+#include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/tensor_map.h"
 #include "backend/cuda/tiles.h"
@@ -62,13 +64,30 @@ void check_row_blocks(const char* operation, const GemmPlan& plan) {
   }
 }
 
+// Launches beside the end of the kernel before; `function` waits for that by itself
+// (await_previous_kernel).
+template <typename... Parameters>
+void launch_early(void (*function)(Parameters...), int grid, int threads, int shared_bytes,
+                  cudaStream_t stream, const std::type_identity_t<Parameters>&... parameters) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  FO_CUDA(cudaLaunchKernelEx(&config, function, parameters...));
+}
+
 void launch(const GemmKernel& kernel, const GemmParams& params, const LaunchTarget& target) {
   if (params.num_tiles == 0) return;
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
   const int grid = 2 * std::min(target.num_sms / 2, params.num_tiles);  // clusters of two
-  kernel.function<<<grid, kernel.threads, kernel.shared_bytes, target.stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch_early(kernel.function, grid, kernel.threads, kernel.shared_bytes, target.stream, params);
 }
 
 template <typename T>
@@ -85,6 +104,8 @@ DType term_type(const BiasCacheView& cache, const PackedWeight& weight) {
 // valid_order grows where the cached heads stayed, up to `order`; elsewhere it starts again.
 __global__ void advance_valid_order(const GemmTile* tiles, int num_tiles, int num_q_blocks,
                                     int order, std::uint8_t* valid_order) {
+  release_next_kernel();
+  await_previous_kernel();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= num_tiles || tiles[i].column != 0) return;
   std::uint8_t& valid = valid_order[tiles[i].batch * num_q_blocks + tiles[i].q_block];
@@ -126,40 +147,35 @@ void DeviceGemmPlan::make_output_tiles(GemmKind kind, const GemmPlan& plan, int 
   TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
   if (list.made_for == out_features) return;
   auto tiles = make_column_tiles(plan, out_features);
-  // The update's kernel has wide tiles only.
-  if (kind == GemmKind::kDispatch) halve_last_tiles(out_features, target.num_sms / 2, tiles);
+  halve_last_tiles(out_features, target.num_sms / 2, tiles);
   upload(tiles, list.tiles, target.stream);
   list.num_tiles = static_cast<int>(tiles.size());
   list.made_for = out_features;
 }
 
-void DeviceGemmPlan::launch_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
-                              ConstTensorView bias, const NormRope& epilogue, TensorView out,
-                              const LaunchTarget& target) {
-  const int head_dim = weight.column_group;
-  const GemmKernel kernel =
-      choose_kernel("gemm_q", weight, GemmKind::kHeads, head_dim, weight.dtype, target);
-  check_row_blocks("gemm_q", plan);
-  make_head_tiles(plan, head_dim, target);
-  GemmParams params{};
-  params.a_map = matrix_map(x, head_dim == 128 ? kTileM : kTileM / 2);
+ProjectionParams DeviceGemmPlan::head_params(const InputProjection& projection,
+                                             const LaunchTarget& target) {
+  const PackedWeight& weight = *projection.weight;
+  check_row_blocks("gemm_q", *projection.plan);
+  make_head_tiles(*projection.plan, weight.column_group, target);
+  const NormRope& epilogue = projection.epilogue;
+  ProjectionParams params{};
   params.w_map = weight_map(weight, 64);
-  params.out_map = matrix_map(out, kTileM / 2);
+  params.out_map = matrix_map(projection.out, kTileM / 2);
   params.tiles = head_tiles_.tiles.as<void>();
   params.num_tiles = head_tiles_.num_tiles;
   params.heads = heads_.as<std::int32_t>();
-  params.slices = divide_up(weight.in_features, kSlice);
-  params.bias = bias.as<float>();
-  params.out = out.data;
-  params.out_batch_stride = out.stride(0);
-  params.out_row_stride = out.stride(1);
+  params.bias = projection.bias.as<float>();
+  params.out = projection.out.data;
+  params.out_batch_stride = projection.out.stride(0);
+  params.out_row_stride = projection.out.stride(1);
   params.out_features = static_cast<int>(weight.out_features);
   params.norm_weight = epilogue.norm_weight.as<float>();
   params.eps = epilogue.eps;
   params.cos = epilogue.cos.as<float>();
   params.sin = epilogue.sin.as<float>();
   params.rope_stride = epilogue.cos ? epilogue.cos.stride(0) : 0;
-  launch(kernel, params, target);
+  return params;
 }
 
 GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
@@ -177,22 +193,27 @@ GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
   const TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
   GemmParams params{};
   params.a_map = matrix_map(projection.o, kTileM / 2);
-  params.w_map = weight_map(weight, 128);
-  params.out_map = matrix_map(projection.out, kTileM / 2);
+  const TensorView out = projection.residual ? projection.residual : projection.out;
+  ProjectionParams& to = params.projections[0];
+  to.w_map = weight_map(weight, 128);
+  to.out_map = matrix_map(out, kTileM / 2);
+  to.heads = heads_.as<std::int32_t>();
+  to.tiles = list.tiles.as<void>();
+  to.num_tiles = list.num_tiles;
+  to.bias = projection.bias.as<float>();
+  to.out = out.data;
+  to.out_batch_stride = out.stride(0);
+  to.out_row_stride = out.stride(1);
+  to.out_features = static_cast<int>(weight.out_features);
+  params.num_tiles = list.num_tiles;
+  params.adds = projection.residual ? 1 : 0;
+  params.gate = projection.gate.as<float>();
   params.slices_per_head = static_cast<int>(head_dim / kSlice);
   if (projection.mlp) {
     params.mlp_map = matrix_map(projection.mlp, kTileM / 2);
     params.mlp_slices = divide_up(projection.mlp.size(2), kSlice);
     params.mlp_column = static_cast<int>(head_columns);
   }
-  params.tiles = list.tiles.as<void>();
-  params.num_tiles = list.num_tiles;
-  params.heads = heads_.as<std::int32_t>();
-  params.bias = projection.bias.as<float>();
-  params.out = projection.out.data;
-  params.out_batch_stride = projection.out.stride(0);
-  params.out_row_stride = projection.out.stride(1);
-  params.out_features = static_cast<int>(weight.out_features);
   params.order = cache.order;
   params.num_q_blocks = plan.num_q_blocks;
   for (int o = 0; o <= cache.order; ++o) {
@@ -209,29 +230,55 @@ GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
 void DeviceGemmPlan::launch_o_update(const GemmPlan& plan, const OutputProjection& projection,
                                      float steps_since_update, const BiasCacheView& cache,
                                      const LaunchTarget& target) {
-  const GemmKernel kernel = choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0,
-                                          term_type(cache, *projection.weight), target);
+  const DType term = term_type(cache, *projection.weight);
+  const GemmKernel kernel =
+      choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0, term, target);
   GemmParams params = output_params(GemmKind::kUpdate, plan, projection, cache, target);
   params.inverse_steps = 1 / steps_since_update;
   launch(kernel, params, target);
   if (cache.order < 0 || params.num_tiles == 0) return;
   constexpr int kThreads = 256;
-  advance_valid_order<<<divide_up(params.num_tiles, kThreads), kThreads, 0, target.stream>>>(
-      update_tiles_.tiles.as<GemmTile>(), params.num_tiles, params.num_q_blocks, cache.order,
-      cache.valid_order.as<std::uint8_t>());
-  FO_CUDA(cudaGetLastError());
+  launch_early(advance_valid_order, divide_up(params.num_tiles, kThreads), kThreads, 0,
+               target.stream, update_tiles_.tiles.as<GemmTile>(), params.num_tiles,
+               params.num_q_blocks, cache.order, cache.valid_order.as<std::uint8_t>());
 }
 
 void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProjection& projection,
                                        std::span<const float> coefficients,
                                        const BiasCacheView& cache, const LaunchTarget& target) {
+  const DType term = term_type(cache, *projection.weight);
   const GemmKernel kernel =
-      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0,
-                    term_type(cache, *projection.weight), target);
+      choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, term, target);
   GemmParams params = output_params(GemmKind::kDispatch, plan, projection, cache, target);
   params.order = static_cast<int>(coefficients.size()) - 1;
   std::copy(coefficients.begin(), coefficients.end(), params.coefficients);
   launch(kernel, params, target);
+}
+
+void launch_heads(ConstTensorView x, std::span<const InputProjection> projections,
+                  std::span<DeviceGemmPlan* const> lists, const LaunchTarget& target) {
+  const PackedWeight& weight = *projections[0].weight;
+  const int head_dim = weight.column_group;
+  const GemmKernel kernel =
+      choose_kernel("gemm_q", weight, GemmKind::kHeads, head_dim, weight.dtype, target);
+  GemmParams params{};
+  params.a_map = matrix_map(x, head_dim == 128 ? kTileM : kTileM / 2);
+  params.slices = divide_up(weight.in_features, kSlice);
+  for (std::size_t i = 0; i < projections.size(); ++i) {
+    params.projections[i] = lists[i]->head_params(projections[i], target);
+    params.num_tiles += params.projections[i].num_tiles;
+  }
+  // Long lists first: what a sparse one ends with fills the gaps of the last round.
+  std::sort(params.projections, params.projections + projections.size(),
+            [](const auto& a, const auto& b) { return a.num_tiles > b.num_tiles; });
+  launch(kernel, params, target);
+}
+
+// Whether tiles of two row tiles x 256 columns, which read less, leave no block without rows, or
+// few.
+bool shares_weight(index_t rows) {
+  const int row_tiles = divide_up(rows, kTileM);
+  return row_tiles % 2 == 0 || row_tiles > 16;
 }
 
 void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,
@@ -239,23 +286,28 @@ void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorVie
   const GemmKernel kernel =
       choose_kernel("linear", weight, GemmKind::kLinear, 0, weight.dtype, target);
   GemmParams params{};
-  params.a_map = single_map(x, kTileM / 2);
-  params.w_map = weight_map(weight, 128);
+  params.shares_weight = shares_weight(x.size(0)) ? 1 : 0;
+  params.a_map = single_map(x, params.shares_weight ? kTileM : kTileM / 2);
+  ProjectionParams& to = params.projections[0];
+  to.w_map = weight_map(weight, params.shares_weight ? 64 : 128);
   if (out.dtype == DType::kF32) {
     params.out_is_f32 = true;
   } else {
-    params.out_map = single_map(out, kTileM / 2);
+    to.out_map = single_map(out, kTileM / 2);
   }
   params.rows = static_cast<int>(x.size(0));
-  params.column_tiles = divide_up(weight.out_features, 2 * kWideTile);
-  const int whole_tiles = divide_up(x.size(0), kTileM) * params.column_tiles;
+  // A cluster takes 128 x 512, or 256 x 256.
+  const int tile_rows = params.shares_weight ? 2 * kTileM : kTileM;
+  params.column_tiles =
+      divide_up(weight.out_features, params.shares_weight ? kWideTile : 2 * kWideTile);
+  const int whole_tiles = divide_up(x.size(0), tile_rows) * params.column_tiles;
   params.wide_tiles = count_wide_tiles(whole_tiles, target.num_sms / 2);
   params.num_tiles = 2 * whole_tiles - params.wide_tiles;
   params.slices = divide_up(weight.in_features, kSlice);
-  params.bias = bias.as<float>();
-  params.out = out.data;
-  params.out_row_stride = out.stride(0);
-  params.out_features = static_cast<int>(weight.out_features);
+  to.bias = bias.as<float>();
+  to.out = out.data;
+  to.out_row_stride = out.stride(0);
+  to.out_features = static_cast<int>(weight.out_features);
   params.activation = static_cast<int>(activation);
   launch(kernel, params, target);
 }

@@ -27,10 +27,9 @@ class DeviceGemmPlan {
   // Forgets the lists of an earlier plan; keeps their storage.
   void reset();
 
-  // The contracts of flashomni::gemm_q, gemm_o_update and gemm_o_dispatch.
-  void launch_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
-                ConstTensorView bias, const NormRope& epilogue, TensorView out,
-                const LaunchTarget& target);
+  // What launch_heads() tells its kernel of a projection by this plan.
+  ProjectionParams head_params(const InputProjection& projection, const LaunchTarget& target);
+  // The contracts of flashomni::gemm_o_update and gemm_o_dispatch.
   void launch_o_update(const GemmPlan& plan, const OutputProjection& projection,
                        float steps_since_update, const BiasCacheView& cache,
                        const LaunchTarget& target);
@@ -55,6 +54,11 @@ class DeviceGemmPlan {
   DeviceBuffer heads_;
   bool has_heads_ = false;
 };
+
+// The contract of Backend::gemm_qkv, in one launch, for up to kMaxProjections projections whose
+// weights agree but for out_features. lists[i] belongs to the plan of projections[i].
+void launch_heads(ConstTensorView x, std::span<const InputProjection> projections,
+                  std::span<DeviceGemmPlan* const> lists, const LaunchTarget& target);
 
 // The contract of Backend::linear.
 void launch_linear(ConstTensorView x, const PackedWeight& weight, ConstTensorView bias,

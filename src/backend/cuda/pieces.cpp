@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
+#include <numeric>
 #include <queue>
 #include <utility>
 
@@ -32,28 +33,27 @@ struct Units {
 };
 
 // Hands each item to the multiprocessor that is free first, and cuts those that would keep it busy
-// past the time at which all could end together.
+// past the time at which all could end together. Times are in tiles.
 class Schedule {
  public:
   Schedule(const AttentionPlan& plan, const CutOptions& options)
-      : plan_(plan), options_(options), units_(plan.kv_grid.block()) {
+      : plan_(plan),
+        options_(options),
+        units_(plan.kv_grid.block()),
+        smallest_(static_cast<int>(divide_up(options.smallest_part, units_.tiles))) {
     for (int i = 0; i < options.num_sms; ++i) free_.push({0, i});
-    double work = 0;
+    std::int64_t work = 0;
     for (const AttentionItem& item : plan.items) work += cost(units_.of(item));
-    end_ = work / options.num_sms + options.piece_cost + options.smallest_part / 2.0;
-    if (options.most_parts == 1) end_ = kNever;
+    end_ = divide_up(work, options.num_sms) + options.piece_cost + options.smallest_part / 2;
   }
 
   std::vector<Part> run() {
     std::vector<Part> rests;
-    for (std::size_t i = 0; i < plan_.items.size(); ++i) {
-      place({i, 0, units_.of(plan_.items[i])}, rests);
-    }
-    for (int round = 2; !rests.empty(); ++round) {
+    for (const std::size_t i : order()) place({i, 0, units_.of(plan_.items[i])}, rests);
+    while (!rests.empty()) {
       std::vector<Part> now;
       now.swap(rests);
       std::ranges::stable_sort(now, std::greater{}, &Part::count);
-      if (round == options_.most_parts) end_ = kNever;
       for (const Part& rest : now) place(rest, rests);
     }
     std::ranges::stable_sort(parts_, std::less{}, &Part::sm);
@@ -61,19 +61,33 @@ class Schedule {
   }
 
  private:
-  double cost(int units) const { return units * units_.tiles + options_.piece_cost; }
+  std::int64_t cost(std::int64_t units) const { return units * units_.tiles + options_.piece_cost; }
+
+  // The plan's, but the last ones, of whatever head, longest first.
+  std::vector<std::size_t> order() const {
+    std::vector<std::size_t> order(plan_.items.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const auto sorted = std::min<std::ptrdiff_t>(
+        static_cast<std::ptrdiff_t>(options_.sorted_per_sm) * options_.num_sms, std::ssize(order));
+    std::stable_sort(order.end() - sorted, order.end(), [this](std::size_t a, std::size_t b) {
+      return plan_.items[a].num_kv > plan_.items[b].num_kv;
+    });
+    return order;
+  }
 
   void place(Part part, std::vector<Part>& rests) {
     const auto [start, sm] = free_.top();
     free_.pop();
     part.sm = sm;
-    const int smallest = static_cast<int>(divide_up(options_.smallest_part, units_.tiles));
-    const double room = (end_ - start - options_.piece_cost) / units_.tiles;
-    const int fitting = std::max(static_cast<int>(std::min(room, 1e9)), smallest);
-    if (part.count - fitting >= smallest) {
-      rests.push_back({part.item, part.first + fitting, part.count - fitting,
+    const auto room = static_cast<int>((end_ - start - options_.piece_cost) / units_.tiles);
+    const int even = static_cast<int>(divide_up(part.count, options_.most_parts - part.number));
+    const int fitting = std::max({room, even, smallest_});
+    if (part.count > fitting && part.count >= 2 * smallest_ && num_cuts_ < options_.num_sms) {
+      ++num_cuts_;
+      const int taken = std::min(fitting, part.count - smallest_);
+      rests.push_back({part.item, part.first + taken, part.count - taken,
                        static_cast<std::int16_t>(part.number + 1)});
-      part.count = fitting;
+      part.count = taken;
     }
     free_.push({start + cost(part.count), sm});
     parts_.push_back(part);
@@ -82,9 +96,10 @@ class Schedule {
   const AttentionPlan& plan_;
   const CutOptions& options_;
   const Units units_;
-  static constexpr double kNever = 1e30;
-  double end_ = 0;
-  using Free = std::pair<double, int>;  // from when on, which multiprocessor
+  const int smallest_;  // part, in units
+  std::int64_t end_ = 0;
+  int num_cuts_ = 0;
+  using Free = std::pair<std::int64_t, int>;  // from when on, which multiprocessor
   std::priority_queue<Free, std::vector<Free>, std::greater<>> free_;
   std::vector<Part> parts_;
 };

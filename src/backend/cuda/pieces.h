@@ -13,9 +13,10 @@ namespace flashomni::cuda {
 // docs/kernels/attention_sm90.md has the measurements.
 struct CutOptions {
   int num_sms = 132;
-  double piece_cost = 1;  // of a piece beside its tiles, in tiles
-  int smallest_part = 4;  // tiles
+  int piece_cost = 1;     // of a piece beside its tiles, in tiles
+  int smallest_part = 3;  // tiles
   int most_parts = 8;
+  int sorted_per_sm = 3;  // items at the end that are dealt longest first, whatever their head
 };
 
 struct Pieces {
@@ -27,8 +28,9 @@ struct Pieces {
 // Deals the items out in advance: a multiprocessor looks several pieces ahead, so one that took
 // what is next would take more than its share. Item by item, in the plan's order, to the one that
 // is free first; what would keep it busy past the time at which all could end together is cut off
-// and dealt out at the end. Parts begin at whole tiles and are numbered in the order of their kv
-// blocks.
+// and dealt out at the end. The last few items a multiprocessor come longest first, so that short
+// ones fill the gaps. Parts begin at whole tiles and are numbered in the order of their kv blocks.
+// There are at most as many cuts as multiprocessors, so that partial results have a bound.
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces);
 
 }  // namespace flashomni::cuda

@@ -1,5 +1,8 @@
 #include "backend/cuda/tensor_map.h"
 
+#include <cstdint>
+#include <string>
+
 #include "backend/cuda/check_cuda.h"
 
 namespace flashomni::cuda {
@@ -19,14 +22,33 @@ auto find_encoder() {
 
 }  // namespace
 
+void check_alignment(const TmaTensor& tensor) {
+  const auto is_whole = [](auto bytes) { return bytes % 16 == 0; };
+  const index_t element = size_in_bytes(tensor.dtype);
+  bool fits = is_whole(reinterpret_cast<std::uintptr_t>(tensor.data));
+  for (int axis = 1; axis < tensor.rank; ++axis) {
+    fits = fits && (tensor.sizes[axis] == 1 || is_whole(tensor.strides[axis] * element));
+  }
+  if (!fits) {
+    FO_FAIL(kUnsupported,
+            "cuda backend: a tensor of %s with %lld x %lld elements and strides of %lld elements "
+            "begins or steps at an address that is no multiple of 16 bytes; copy it",
+            std::string(dtype_name(tensor.dtype)).c_str(), static_cast<long long>(tensor.sizes[1]),
+            static_cast<long long>(tensor.sizes[0]), static_cast<long long>(tensor.strides[1]));
+  }
+}
+
 CUtensorMap make_tensor_map(const TmaTensor& tensor, int row_axis, int rows) {
   static const auto encode = find_encoder();
+  check_alignment(tensor);
   const auto element = static_cast<cuuint64_t>(size_in_bytes(tensor.dtype));
   cuuint64_t sizes[4], strides[3];
   cuuint32_t box[4] = {1, 1, 1, 1}, steps[4] = {1, 1, 1, 1};
   for (int axis = 0; axis < tensor.rank; ++axis) {
     sizes[axis] = static_cast<cuuint64_t>(tensor.sizes[axis]);
-    if (axis > 0) strides[axis - 1] = static_cast<cuuint64_t>(tensor.strides[axis]) * element;
+    if (axis == 0) continue;
+    const auto bytes = static_cast<cuuint64_t>(tensor.strides[axis]) * element;
+    strides[axis - 1] = tensor.sizes[axis] == 1 ? (bytes + 15) / 16 * 16 : bytes;
   }
   box[0] = static_cast<cuuint32_t>(128 / element);
   box[row_axis] = static_cast<cuuint32_t>(rows);

@@ -20,6 +20,10 @@ struct TmaTensor {
   int rank = 0;
 };
 
+// Throws kUnsupported unless the tensor begins, and steps along its axes, at multiples of 16 bytes:
+// what the TMA unit needs, and loads and stores of 16 bytes.
+void check_alignment(const TmaTensor& tensor);
+
 // Boxes of 128 bytes of columns x `rows` along axis `row_axis`, 1 along the others, in the 128-byte
 // swizzle of device/tma.cuh; what lies outside the tensor reads as zero and is not written.
 CUtensorMap make_tensor_map(const TmaTensor& tensor, int row_axis, int rows);

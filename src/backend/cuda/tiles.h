@@ -23,8 +23,17 @@ void halve_last_tiles(int out_features, int num_clusters, std::vector<GemmTile>&
 // The live heads of a row block, up to `heads_per_tile` at a time.
 std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile);
 
-// Four row blocks that have a head live, as soon as there are four, so that row blocks are read by
-// their heads at about the same time; what is left of each head comes last.
+// How many row blocks apart two that make a tile of two heads may be: what is between them should
+// still be in L2.
+inline constexpr int kPairReach = 64;
+
+// Row blocks in order. Of each, its live heads are paired, first with second, third with fourth;
+// where the last row block without a partner that has the same pair is at most kPairReach before,
+// the two make a tile of two heads. The heads of pairs without a partner, and an odd last head,
+// wait for row blocks that have them likewise: four make a tile, when the fourth comes. So the
+// heads of a row block are worked on at about the same time. What is left of each head comes last,
+// two row blocks or one as a tile that is summed in halves. The last, unfinished round of whole
+// tiles and what is left are cut into such tiles where that saves time.
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters);
 
 }  // namespace flashomni::cuda

@@ -4,6 +4,7 @@
 
 #include "backend/reference/reference.h"
 #include "backend/reference/rows.h"
+#include "plan/cached_blocks.h"
 
 namespace flashomni {
 namespace {
@@ -52,11 +53,26 @@ float attend(const std::vector<float>& q, const Rows& k, const Rows& v, float sc
   return row_max + std::log(row_sum);
 }
 
+void reuse_cached(const AttentionPlan& plan, const AttentionReuse& reuse, TensorView out) {
+  for (const CachedBlock& block : cached_blocks(plan)) {
+    for (index_t t = block.rows.start; t < block.rows.start + block.rows.count; ++t) {
+      std::vector<float> row(out.size(3), 0.0f);
+      for (std::size_t o = 0; o < reuse.terms.size(); ++o) {
+        const ConstTensorView& term = reuse.terms[o];
+        const auto values =
+            load_row(term, token_offset(term, block.batch, t, block.head), out.size(3));
+        for (std::size_t d = 0; d < row.size(); ++d) row[d] += reuse.coefficients[o] * values[d];
+      }
+      store_row(out, token_offset(out, block.batch, t, block.head), row);
+    }
+  }
+}
+
 }  // namespace
 
 void ReferenceBackend::attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k,
                                  ConstTensorView v, float scale, TensorView out, TensorView lse,
-                                 Stream) {
+                                 Stream, const AttentionReuse& reuse) {
   const index_t heads_per_kv_head = plan.num_heads / k.size(2);
   std::vector<float> row(q.size(3));
   for (const AttentionItem& item : plan.items) {
@@ -73,6 +89,7 @@ void ReferenceBackend::attention(const AttentionPlan& plan, ConstTensorView q, C
       }
     }
   }
+  if (!reuse.terms.empty()) reuse_cached(plan, reuse, out);
 }
 
 }  // namespace flashomni

@@ -43,6 +43,20 @@ class RowSum {
   index_t mlp_dim_, head_dim_;
 };
 
+void write_row(const OutputProjection& projection, index_t item, index_t row,
+               const std::vector<float>& value) {
+  if (projection.out) {
+    store_row(projection.out, row_offset(projection.out, item, row), value);
+    return;
+  }
+  const TensorView& residual = projection.residual;
+  float* sums = residual.as<float>() + row_offset(residual, item, row);
+  for (std::size_t feature = 0; feature < value.size(); ++feature) {
+    const float gate = projection.gate ? projection.gate.as<float>()[feature] : 1.0f;
+    sums[feature] += gate * value[feature];
+  }
+}
+
 // Replaces terms[0] of a row by `value`, and as many differences as `order` allows.
 void push_row(const BiasCacheView& cache, index_t item, index_t row, int order, float steps,
               const std::vector<float>& value) {
@@ -81,7 +95,7 @@ void ReferenceBackend::gemm_o_update(const GemmPlan& plan, const OutputProjectio
       if (cache.order >= 0) push_row(cache, block.batch, row, order, steps_since_update, sum);
       row_sum.add_heads(block.batch, row, plan.live_heads(n), sum);
       row_sum.add_mlp(block.batch, row, sum);
-      store_row(projection.out, row_offset(projection.out, block.batch, row), sum);
+      write_row(projection, block.batch, row, sum);
     }
   }
 }
@@ -106,7 +120,7 @@ void ReferenceBackend::gemm_o_dispatch(const GemmPlan& plan, const OutputProject
       }
       row_sum.add_heads(block.batch, row, plan.live_heads(n), sum);
       row_sum.add_mlp(block.batch, row, sum);
-      store_row(projection.out, row_offset(projection.out, block.batch, row), sum);
+      write_row(projection, block.batch, row, sum);
     }
   }
 }

@@ -28,7 +28,8 @@ class ReferenceBackend final : public Backend {
                        const SparseSymbols* previous, GemmPlan& plan, Stream) override;
 
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                 float scale, TensorView out, TensorView lse, Stream) override;
+                 float scale, TensorView out, TensorView lse, Stream,
+                 const AttentionReuse& reuse) override;
   void gemm_q(const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
               ConstTensorView bias, const NormRope& epilogue, TensorView out, Stream) override;
   void gemm_o_update(const GemmPlan& plan, const OutputProjection& projection,

@@ -51,13 +51,6 @@ void forecast(Engine& engine, int layer, const Stream& stream) {
   backend.gated_add(stream.branch, stream.mlp_gate, stream.hidden, {});
 }
 
-void add_attention(Engine& engine, int layer, const Stream& stream) {
-  if (engine.wants_modules(layer)) {
-    engine.record_module(layer, stream.attention_module, stream.branch);
-  }
-  engine.backend().gated_add(stream.branch, stream.attention_gate, stream.hidden, {});
-}
-
 void add_mlp(Engine& engine, int layer, const Stream& stream) {
   Backend& backend = engine.backend();
   const Linear &in = stream.weights.mlp_in, &out = stream.weights.mlp_out;
@@ -95,11 +88,15 @@ void run_double_block(Engine& engine, int layer, const DoubleBlockWeights& weigh
                 .weights = &attention_weights[i],
                 .x = stream.normed,
                 .mlp = {},
-                .out = stream.branch};
+                .out = stream.branch,
+                .residual = stream.hidden,
+                .gate = stream.attention_gate};
   }
   engine.attend(layer, joint, buffers.rope());
   for (const Stream& stream : streams) {
-    add_attention(engine, layer, stream);
+    if (engine.wants_modules(layer)) {
+      engine.record_module(layer, stream.attention_module, stream.branch);
+    }
     add_mlp(engine, layer, stream);
   }
 }

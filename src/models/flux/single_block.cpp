@@ -28,10 +28,11 @@ void run_single_block(Engine& engine, int layer, const SingleBlockWeights& weigh
                               .weights = &attention,
                               .x = buffers.normed,
                               .mlp = buffers.mlp_hidden,
-                              .out = buffers.branch};
+                              .out = buffers.branch,
+                              .residual = buffers.hidden,
+                              .gate = gate};
   engine.attend(layer, {&whole, 1}, buffers.rope());
   if (engine.wants_modules(layer)) engine.record_module(layer, kModule, buffers.branch);
-  backend.gated_add(buffers.branch, gate, buffers.hidden, {});
 }
 
 }  // namespace flashomni::flux

@@ -45,6 +45,20 @@ __device__ inline int cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// Stores 16 bytes to the place of `to` in thread block `rank` of the cluster; they count for the
+// barrier at the place of `barrier` there.
+__device__ inline void store_at(int rank, void* to, float4 value, Barrier& barrier) {
+  const auto place = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  const auto local = static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier.state));
+  asm volatile(
+      "{\n.reg .b32 there, remote;\nmapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], "
+      "{%3, %4, %5, %6}, [remote];\n}" ::"r"(place),
+      "r"(local), "r"(rank), "r"(__float_as_uint(value.x)), "r"(__float_as_uint(value.y)),
+      "r"(__float_as_uint(value.z)), "r"(__float_as_uint(value.w))
+      : "memory");
+}
 // __syncthreads() over all blocks of the cluster.
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
@@ -90,6 +104,15 @@ __device__ inline bool named_barrier_any(int id, int threads, bool predicate) {
       : "r"(id), "r"(threads), "r"(static_cast<int>(predicate))
       : "memory");
   return __any_sync(~0u, any);
+}
+
+// Of a kernel launched beside the end of the one before it in its stream: lets the next one be
+// launched likewise, and waits until the one before has finished and its writes are visible.
+__device__ inline void release_next_kernel() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ inline void await_previous_kernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // Moves registers between warpgroups; every thread of the warpgroup executes it once.

@@ -30,23 +30,25 @@ __device__ inline void tma_load(void* to, const CUtensorMap* map, Barrier& barri
   ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state);
 }
 
-// Loads the box at (column, row, item) to the same place in both thread blocks of a cluster of two;
-// its bytes count for `barrier` in each.
-__device__ inline void tma_load_to_both(void* to, const CUtensorMap* map, Barrier& barrier,
-                                        int column, int row, int item) {
+// Loads the box at (column, row, item) to the same place in all thread blocks of a cluster of
+// kBlocks; its bytes count for `barrier` in each.
+template <int kBlocks = 2>
+__device__ inline void tma_load_to_all(void* to, const CUtensorMap* map, Barrier& barrier,
+                                       int column, int row, int item) {
   const std::int32_t at[3] = {column, row, item};
-  constexpr std::uint16_t kBoth = 3;
+  constexpr std::uint16_t kAll = (1 << kBlocks) - 1;
   ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state,
-                            kBoth);
+                            kAll);
 }
 
 // The same for a matrix.
-__device__ inline void tma_load_to_both(void* to, const CUtensorMap* map, Barrier& barrier,
-                                        int column, int row) {
+template <int kBlocks = 2>
+__device__ inline void tma_load_to_all(void* to, const CUtensorMap* map, Barrier& barrier,
+                                       int column, int row) {
   const std::int32_t at[2] = {column, row};
-  constexpr std::uint16_t kBoth = 3;
+  constexpr std::uint16_t kAll = (1 << kBlocks) - 1;
   ptx::cp_async_bulk_tensor(ptx::space_cluster, ptx::space_global, to, map, at, &barrier.state,
-                            kBoth);
+                            kAll);
 }
 
 // Boxes at (column, row, item) or, of a matrix, (column, row), for this block alone.
@@ -89,6 +91,14 @@ __device__ inline void tma_store(const CUtensorMap* map, const void* from, int c
                                  int item) {
   const std::int32_t at[3] = {column, row, item};
   ptx::cp_async_bulk_tensor(ptx::space_global, ptx::space_shared, map, at, from);
+  ptx::cp_async_bulk_commit_group();
+}
+// Adds a box of f32 instead, element by element in L2; subnormal numbers count as zero.
+__device__ inline void tma_add(const CUtensorMap* map, const void* from, int column, int row,
+                               int item) {
+  const std::int32_t at[3] = {column, row, item};
+  ptx::cp_reduce_async_bulk_tensor(ptx::space_global, ptx::space_shared, ptx::op_add, map, at,
+                                   from);
   ptx::cp_async_bulk_commit_group();
 }
 // Until this thread's stores have read shared memory, or are complete.

@@ -19,6 +19,26 @@ struct AttentionPartial {
   float4 rows[8][32];  // reference (two rows), sum (two rows)
 };
 
+// Rows of a query block of a head that has no piece.
+struct CachedRows {
+  std::int32_t batch, head;
+  std::int32_t row, num_rows;
+};
+
+inline constexpr int kMostReuseTerms = 3;
+struct AttentionReuseTerm {  // [batch, rows, heads, head_dim], strides in elements, multiples of 4
+  const void* data;
+  std::int64_t batch_stride, row_stride, head_stride;
+};
+// What cached rows become; num_blocks == 0: they are not written.
+struct AttentionReuseParams {
+  const CachedRows* blocks;
+  int num_blocks, num_terms;
+  bool terms_are_f32;  // else they have the dtype of the operands
+  AttentionReuseTerm terms[kMostReuseTerms];
+  float coefficients[kMostReuseTerms];
+};
+
 // Every pointer is device memory.
 struct AttentionParams {
   CUtensorMap q_map;           // [batch, rows, heads, head_dim], box of 128 rows x 64 columns
@@ -42,6 +62,7 @@ struct AttentionParams {
   std::int64_t out_batch_stride, out_row_stride, out_head_stride;
   float* lse;  // [batch, num_heads, num_rows] natural log, or nullptr
   std::int64_t lse_batch_stride, lse_head_stride, lse_row_stride;
+  AttentionReuseParams reuse;
   float scale_log2;  // softmax scale times log2(e); positive
 };
 

@@ -20,6 +20,7 @@
 
 #include "backend/cuda/device/softmax.cuh"
 #include "backend/cuda/device/wgmma.cuh"
+#include "backend/cuda/kernels/attention_reuse.cuh"
 #include "backend/cuda/kernels/attention_sm90_config.cuh"
 #include "backend/cuda/kernels/attention_sm90_load.cuh"
 
@@ -340,6 +341,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
       shared.full[i].init(1);
       shared.empty[i].init(kConsumerWarps);
     }
+    shared.next_reuse = 0;
     fence_barrier_init();
   }
   __syncthreads();
@@ -350,10 +352,13 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 32) AttentionLoader<Kernel>{params, shared, lane}.run();
     if (threadIdx.x / 32 == 1) AttentionScheduler<Kernel>{params, shared, lane}.run();
+    if (threadIdx.x >= 64)
+      AttentionReuser<Kernel>{params, lane}.template run<2>(&shared.next_reuse);
   } else {
     claim_registers<Kernel::kConsumerRegisters>();
     const int thread = threadIdx.x % 128;
     AttentionConsumer<Kernel>{params, shared, warpgroup - 1, thread}.run();
+    AttentionReuser<Kernel>{params, thread % 32}.template run<8>(&shared.next_reuse);
   }
 }
 

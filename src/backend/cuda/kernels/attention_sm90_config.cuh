@@ -60,6 +60,7 @@ struct AttentionSm90 {
     AttentionPiece own[4 * kConsumers][2];  // each consumer warp's piece and the one before
     Barrier ahead_full[kAhead], ahead_empty[kAhead];
     Barrier work_full, work_empty;
+    int next_reuse;  // parts of cached blocks that are taken
     Barrier full[kSlots], empty[kSlots];
   };
   static_assert(sizeof(SharedStorage) <= 227 * 1024);

@@ -38,9 +38,9 @@ struct GemmConsumer {
   typename Kernel::Ring ring{};
   typename Kernel::TileRing tile_ring{};
 
-  // Both blocks write to a stage, so both wait for the 8 + 8 warps that read it.
+  // All blocks of the cluster write to a stage, so all wait for the warps that read it anywhere.
   __device__ void release_stage(int slot) {
-    if (thread % 32 < 2) shared.empty[slot].arrive_at(thread % 32);
+    if (thread % 32 < Kernel::kCluster) shared.empty[slot].arrive_at(thread % 32);
   }
 
   // The products of the slice in `stage`: 64 rows and the first kWidth columns, or, of HeadTile,
@@ -165,18 +165,30 @@ struct GemmConsumer {
       multiply(d, tile.width, live);
       add_forecast(d, tile, num_terms);
     } else {
-      multiply<256>(d, tile.num_cached * params.slices_per_head);
-      if (params.bias) epilogue.add_bias(d, tile);
-      if (params.order >= 0) write_terms(d, tile, num_terms);
-      multiply<256>(d, live);
+      // Apart from start to end: where the two meet in between, ptxas serialises the products.
+      if (tile.width > 128) {
+        update<256>(d, tile, num_terms, live);
+      } else {
+        update<128>(d, tile, num_terms, live);
+      }
+      return;
     }
-    epilogue.put_tile(d, tile);
+    epilogue.finish_tile(d, tile);
+  }
+  template <int kWidth>
+  __device__ __forceinline__ void update(float (&d)[kAccumulators], const GemmTile& tile,
+                                         int num_terms, int live_slices) {
+    multiply<kWidth>(d, tile.num_cached * params.slices_per_head);
+    if (params.projections[0].bias) epilogue.add_bias(d, tile);
+    if (params.order >= 0) write_terms(d, tile, num_terms);
+    multiply<kWidth>(d, live_slices);
+    epilogue.finish_tile(d, tile);
   }
 
   __device__ void linear(float (&d)[kAccumulators], const GemmTile& tile) {
     clear(d);
     multiply(d, tile.width, params.slices);
-    if (params.bias) epilogue.add_bias(d, tile);
+    if (params.projections[0].bias) epilogue.add_bias(d, tile);
     epilogue.activate(d);
     if (params.out_is_f32) {
       epilogue.store_f32(d, tile);
@@ -199,22 +211,67 @@ struct GemmConsumer {
   __device__ void finish_heads(float (&d)[kAccumulators], const GemmTile& tile, int first,
                                int heads) {
     if (kIndex >= heads) return;
-    epilogue.finish_head(d + kIndex * kHeadDim / 2, params.heads[first + kIndex],
-                         epilogue.job_of(tile, 0));
+    epilogue.finish_head(d + kIndex * kHeadDim / 2,
+                         params.projections[tile.projection].heads[first + kIndex],
+                         epilogue.job_of(tile, 0, tile.projection));
     if constexpr ((kIndex + 1) * kHeadDim < Kernel::kTileN) {
       finish_heads<kIndex + 1>(d, tile, first, heads);
     }
   }
   __device__ void project_head(float (&d)[kAccumulators], const HeadTile& tile) {
     const RowRange rows = rows_of(tile, 2 * rank + warpgroup);
-    if (rows.num_rows == 0) return skip(params.slices);
+    const bool halves = tile.sharing == Sharing::kBoth;
+    const int slices = halves ? (params.slices + 1) / 2 : params.slices;
+    if (rows.num_rows == 0) return skip(slices + (halves ? 2 : 0));
     clear(d);
-    multiply<128>(d, params.slices);
+    multiply<128>(d, slices);
+    if (halves) exchange_halves(d);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int count = min(max(rows.num_rows - half * kBoxRows, 0), kBoxRows);
-      epilogue.finish_head(d + half * 64, tile.head,
-                           {0, count, rows.batch, rows.row + half * kBoxRows, 0});
+      if (halves && half == 1) break;
+      const int first = (halves ? rank : half) * kBoxRows;
+      const int count = min(rows.num_rows - first, kBoxRows);
+      if (count <= 0) break;
+      epilogue.finish_head(d + half * 64, rank == 0 ? tile.heads[0] : tile.heads[1],
+                           {tile.projection, count, rows.batch, rows.row + first, 0});
+    }
+  }
+  // Both blocks hold 128 rows of sums over half of in_features. Sends the other block the rows that
+  // it finishes, 64 (1 - rank) on, and adds what it sends to those from 64 rank on, in d[0 .. 64).
+  __device__ __forceinline__ void exchange_halves(float (&d)[kAccumulators]) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const float upper = d[i], lower = d[64 + i];
+      d[i] = rank == 0 ? upper : lower;
+      d[64 + i] = rank == 0 ? lower : upper;
+    }
+    auto own = ring;  // stages come in pairs, one a warpgroup
+    if (warpgroup == 1) own.advance();
+    // All warps of both blocks have left the stage.
+    shared.empty[own.slot].wait(own.phase ^ 1);
+    auto* own_stage = reinterpret_cast<float4*>(shared.stages[own.slot]);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float* part = d + 64 + 4 * i;
+      store_at(1 - rank, own_stage + i * 128 + thread, {part[0], part[1], part[2], part[3]},
+               shared.full[own.slot]);
+    }
+    for (int stage = 0; stage < 2; ++stage) {
+      shared.full[ring.slot].wait(ring.phase);
+      if (stage == warpgroup) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          const float4 part = own_stage[i * 128 + thread];
+          d[4 * i] += part.x;
+          d[4 * i + 1] += part.y;
+          d[4 * i + 2] += part.z;
+          d[4 * i + 3] += part.w;
+        }
+        fence_shared_for_tma();  // before TMA writes over what generic stores wrote
+      }
+      __syncwarp();
+      release_stage(ring.slot);
+      ring.advance();
     }
   }
 
@@ -222,7 +279,7 @@ struct GemmConsumer {
     float d[kAccumulators];
     while (true) {
       int num_terms;
-      auto tile = take_tile<Kernel>(shared, tile_ring, num_terms);
+      const auto tile = take_tile<Kernel>(shared, tile_ring, num_terms);
       __syncwarp();
       if (thread % 32 == 0) shared.tile_empty[tile_ring.slot].arrive();
       tile_ring.advance();
@@ -230,7 +287,6 @@ struct GemmConsumer {
       if constexpr (Kernel::kByHead) {
         project_head(d, tile);
       } else {
-        tile.column += rank * tile.width;
         if constexpr (kKind == GemmKind::kHeads) project_heads(d, tile);
         if constexpr (Kernel::kProjectsO) project(d, tile, num_terms);
         if constexpr (kKind == GemmKind::kLinear) linear(d, tile);
@@ -249,7 +305,7 @@ __device__ inline void init_barriers(typename Kernel::SharedStorage& shared) {
   }
   for (int i = 0; i < Kernel::kStages; ++i) {
     shared.full[i].init(1);
-    shared.empty[i].init(2 * kConsumerWarps);
+    shared.empty[i].init(Kernel::kCluster * kConsumerWarps);
   }
   for (int i = 0; i < Kernel::kConsumers * Kernel::kBoxes; ++i) {
     shared.box_full[i / Kernel::kBoxes][i % Kernel::kBoxes].init(4);
@@ -259,13 +315,15 @@ __device__ inline void init_barriers(typename Kernel::SharedStorage& shared) {
 }
 
 template <typename Kernel>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
+__global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ GemmParams params) {
   extern __shared__ __align__(1024) char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Kernel::SharedStorage*>(shared_bytes);
   const int rank = cluster_rank();
   if (threadIdx.x == 0) init_barriers<Kernel>(shared);
   sync_cluster();
+  release_next_kernel();
+  await_previous_kernel();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
@@ -273,7 +331,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) GemmLoader<Kernel>{params, shared, rank}.run();
     if (warp == 1 || warp == 2) GemmStorer<Kernel>{params, shared, warp - 1, lane}.run();
-    if (warp == 3) GemmScheduler<Kernel>{params, shared, lane}.run();
+    if (warp == 3) GemmScheduler<Kernel>{params, shared, rank, lane}.run();
   } else {
     claim_registers<Kernel::kConsumerRegisters>();
     const int thread = threadIdx.x % 128;

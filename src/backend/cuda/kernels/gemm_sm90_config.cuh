@@ -17,7 +17,7 @@ inline constexpr int kBoxRows = 64, kBoxBytes = 64 * 128;
 
 // Where the box that a consumer warpgroup has filled is to go.
 struct BoxJob {
-  int target;    // 0: out, 1 + o: terms[o]
+  int target;    // 0: out, 1 + o: terms[o]; kHeads: out of this projection
   int num_rows;  // to write, up to 64; < 0: there are no more
   int batch, row, column;
 };
@@ -29,6 +29,7 @@ struct GemmSm90 {
   using Term = Term_;
   static constexpr GemmKind kKind = kKind_;
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kCluster = 2;  // thread blocks
   static constexpr int kTileN = kWideTile, kTileK = kPanelColumns;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = 128 * (1 + kConsumers);
@@ -46,6 +47,9 @@ struct GemmSm90 {
   // Old terms come through the stages: two boxes a warpgroup.
   static constexpr int kTermColumns = 128 / static_cast<int>(sizeof(Term));  // of a box
   static constexpr int kTermBoxes = 2;
+  // Sums of 64 rows x 128 columns that a warpgroup sends to the other block (Sharing::kBoth).
+  static constexpr int kHalfBytes = 64 * 128 * 4;
+  static_assert(kHalfBytes <= 3 * kPanelBytes);
 
   struct SharedStorage {
     alignas(1024) T stages[kStages][3 * kPanelElements];
@@ -67,7 +71,7 @@ struct GemmSm90 {
     return (tile.num_live + 1 - rank) / 2;
   }
   __device__ static bool is_end(const GemmTile& tile) { return tile.num_rows < 0; }
-  __device__ static bool is_end(const HeadTile& tile) { return tile.head < 0; }
+  __device__ static bool is_end(const HeadTile& tile) { return tile.heads[0] < 0; }
 };
 
 // tile.rows[i] without an array in local memory.

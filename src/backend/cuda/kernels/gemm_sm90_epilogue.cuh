@@ -94,10 +94,13 @@ struct GemmEpilogue {
     }
   }
 
+  __device__ bool is_outside(int column) const {
+    return Kernel::kKind != GemmKind::kHeads && column >= params.projections[0].out_features;
+  }
   // Hands one box to the storing warp.
   template <typename Out>
   __device__ __forceinline__ void put_box(const float* d, const BoxJob& job) {
-    if (job.num_rows <= 0 || job.column >= params.out_features) return;
+    if (job.num_rows <= 0 || is_outside(job.column)) return;
     shared.box_empty[warpgroup][ring.slot].wait(ring.phase ^ 1);
     write_box(shared.boxes[warpgroup][ring.slot], d, Out{});
     fence_shared_for_tma();
@@ -129,10 +132,11 @@ struct GemmEpilogue {
     const int rows = min(max(tile.num_rows - warpgroup * kBoxRows, 0), kBoxRows);
     return {target, rows, tile.batch, tile.row + warpgroup * kBoxRows, column};
   }
-  __device__ void put_tile(const float (&d)[kAccumulators], const GemmTile& tile) {
+  template <typename Out = T>
+  __device__ __forceinline__ void put_tile(const float (&d)[kAccumulators], const GemmTile& tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (64 * i < tile.width) put<T>(d + kBoxValues * i, job_of(tile, tile.column + 64 * i));
+      if (64 * i < tile.width) put<Out>(d + kBoxValues * i, job_of(tile, tile.column + 64 * i));
     }
   }
 
@@ -148,6 +152,19 @@ struct GemmEpilogue {
 #pragma unroll
       for (int j = 0; j < kValues; ++j) d[i * kValues + j] += coefficient * term[j];
     }
+  }
+
+  // The finished sums, to `out` or, gated, to the residual.
+  __device__ __forceinline__ void finish_tile(float (&d)[kAccumulators], const GemmTile& tile) {
+    if (!params.adds) return put_tile(d, tile);
+    if (params.gate) {
+      for_columns(d, tile, [&](float* pair, int column) {
+        const auto gate = *reinterpret_cast<const float2*>(params.gate + column);
+        pair[0] *= gate.x;
+        pair[1] *= gate.y;
+      });
+    }
+    put_tile<float>(d, tile);
   }
 
   // One box of columns of B_c and its differences, by the old terms in `stages`.
@@ -171,16 +188,20 @@ struct GemmEpilogue {
 
   // --- linear ---
 
-  __device__ float2 bias_at(int column) const {
-    return params.bias ? float2{params.bias[column], params.bias[column + 1]} : float2{0, 0};
-  }
-  __device__ void add_bias(float (&d)[kAccumulators], const GemmTile& tile) const {
+  // Calls f(pair, column) for the pairs of columns of a tile within the output.
+  template <typename F>
+  __device__ __forceinline__ void for_columns(float (&d)[kAccumulators], const GemmTile& tile,
+                                              F&& f) const {
     for_pairs<kAccumulators>(d, quad_lane(), [&](float* pair, int offset) {
       const int column = tile.column + offset;
-      if (offset >= tile.width || column >= params.out_features) return;
-      const float2 bias = bias_at(column);
-      pair[0] += bias.x;
-      pair[1] += bias.y;
+      if (offset < tile.width && !is_outside(column)) f(pair, column);
+    });
+  }
+  __device__ void add_bias(float (&d)[kAccumulators], const GemmTile& tile) const {
+    const float* bias = params.projections[0].bias;
+    for_columns(d, tile, [&](float* pair, int column) {
+      pair[0] += bias[column];
+      pair[1] += bias[column + 1];
     });
   }
 
@@ -202,11 +223,12 @@ struct GemmEpilogue {
     for (int half = 0; half < 2; ++half) {
       const int row = warpgroup * kBoxRows + row_in_box() + 8 * half;
       if (row >= tile.num_rows) continue;
-      float* out = static_cast<float*>(params.out) + (tile.row + row) * params.out_row_stride;
+      const ProjectionParams& to = params.projections[0];
+      float* out = static_cast<float*>(to.out) + (tile.row + row) * to.out_row_stride;
 #pragma unroll
       for (int j = 0; j < kAccumulators / 4; ++j) {
         const int offset = 8 * j + 2 * quad_lane(), column = tile.column + offset;
-        if (offset >= tile.width || column >= params.out_features) continue;
+        if (offset >= tile.width || is_outside(column)) continue;
         *reinterpret_cast<float2*>(out + column) = {d[4 * j + 2 * half], d[4 * j + 2 * half + 1]};
       }
     }
@@ -215,48 +237,49 @@ struct GemmEpilogue {
   // --- GEMM-Q ---
 
   // Bias, RMS norm over the head and rotary embedding of 64 rows of a head in d[0 .. kHeadDim / 2);
-  // stores them.
+  // stores them. The job's target is the projection.
   __device__ __forceinline__ void finish_head(float* d, int head, BoxJob job) {
     constexpr int kHeadDim = Kernel::kHeadDim;
+    const ProjectionParams& projection = params.projections[job.target];
     job.column = head * kHeadDim;
-    if (params.bias) {
+    if (projection.bias) {
       for_pairs<kHeadDim / 2>(d, quad_lane(), [&](float* pair, int offset) {
-        const float2 bias = bias_at(job.column + offset);
-        pair[0] += bias.x;
-        pair[1] += bias.y;
+        pair[0] += projection.bias[job.column + offset];
+        pair[1] += projection.bias[job.column + offset + 1];
       });
     }
-    if (params.norm_weight) normalise(d);
-    if (params.cos) rotate(d, job);
+    if (projection.norm_weight) normalise(d, projection);
+    if (projection.cos) rotate(d, projection, job);
 #pragma unroll
     for (int i = 0; i < kHeadDim / 64; ++i) {
       put<T>(d + i * kBoxValues, job);
       job.column += 64;
     }
   }
-  __device__ __forceinline__ void normalise(float* d) const {
+  __device__ __forceinline__ void normalise(float* d, const ProjectionParams& projection) const {
     constexpr int kHeadDim = Kernel::kHeadDim;
     float squares[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) squares[i / 2 % 2] += d[i] * d[i];
-    const float norm[2] = {rsqrtf(quad_sum(squares[0]) * (1.0f / kHeadDim) + params.eps),
-                           rsqrtf(quad_sum(squares[1]) * (1.0f / kHeadDim) + params.eps)};
+    const float norm[2] = {rsqrtf(quad_sum(squares[0]) * (1.0f / kHeadDim) + projection.eps),
+                           rsqrtf(quad_sum(squares[1]) * (1.0f / kHeadDim) + projection.eps)};
 #pragma unroll
     for (int j = 0; j < kHeadDim / 8; ++j) {
-      const float* weight = params.norm_weight + 8 * j + 2 * quad_lane();
+      const float* weight = projection.norm_weight + 8 * j + 2 * quad_lane();
 #pragma unroll
       for (int i = 0; i < 4; ++i) d[4 * j + i] *= norm[i / 2] * weight[i % 2];
     }
   }
-  __device__ __forceinline__ void rotate(float* d, const BoxJob& job) const {
+  __device__ __forceinline__ void rotate(float* d, const ProjectionParams& projection,
+                                         const BoxJob& job) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = job.row + min(row_in_box() + 8 * half, max(job.num_rows - 1, 0));
 #pragma unroll
       for (int j = 0; j < Kernel::kHeadDim / 8; ++j) {
         float* pair = d + 4 * j + 2 * half;
-        const std::int64_t at = row * params.rope_stride + 4 * j + quad_lane();
-        const float c = params.cos[at], s = params.sin[at];
+        const std::int64_t at = row * projection.rope_stride + 4 * j + quad_lane();
+        const float c = projection.cos[at], s = projection.sin[at];
         const float x = pair[0], y = pair[1];
         pair[0] = x * c - y * s;
         pair[1] = x * s + y * c;
