@@ -154,7 +154,7 @@ def measure_operators(options):
     for done, (operator, arguments) in enumerate(OPERATORS):
         print(f"[{done + 1}/{len(OPERATORS)}] {operator} {arguments}", file=sys.stderr)
         result = run_json(options.tool, "bench", operator, "--seq", "2368", "--sparsity",
-                          "0,0.5,0.75,0.9", *COMMON.split(), *arguments.split())
+                          "0,0.5,0.75,0.9", *CLOCKS["cpu"].split(), *arguments.split())
         rows += result["rows"]
     save("operators", rows, "bench/report.py operators", threads=1)
 
