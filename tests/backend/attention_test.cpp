@@ -70,6 +70,14 @@ TEST_P(Attention, MatchesTheOracleUnderEveryPattern) {
   }
 }
 
+// From some number on the cpu backend packs K and V.
+TEST_P(Attention, ManyQueryBlocksMayAttendToTheSameKeys) {
+  for (const Pattern pattern : test::kPatterns) {
+    expect_shape_works({2, 2, 1, 24, {200, 8}, {90, 32}}, pattern);
+    expect_shape_works({2, 2, 2, 64, {420, 16}, {390, 64}}, pattern);
+  }
+}
+
 TEST_P(Attention, EveryHeadHasSymbolsOfItsOwn) {
   for (const int heads : {1, 3, 5, 33}) {
     expect_shape_works({1, heads, heads, 8, {70, 32}, {70, 32}}, Pattern::kRandom);

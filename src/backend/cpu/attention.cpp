@@ -8,21 +8,22 @@
 namespace flashomni::cpu {
 namespace {
 
-// A tensor [batch, tokens, heads, head_dim] as the kernels read it.
+// A tensor [batch, tokens, heads, head_dim] as the kernels read or write it.
 struct HeadTensor {
-  const void* data = nullptr;
+  void* data = nullptr;
   DType dtype = DType::kF32;
   index_t batch_stride = 0, token_stride = 0, head_stride = 0;
 
+  HeadTensor() = default;
   explicit HeadTensor(ConstTensorView x)
-      : data(x.data),
+      : data(const_cast<void*>(x.data)),
         dtype(x.dtype),
         batch_stride(x.stride(0)),
         token_stride(x.stride(1)),
         head_stride(x.stride(2)) {}
-  const void* at(index_t item, index_t head) const {
-    return static_cast<const char*>(data) +
-           (item * batch_stride + head * head_stride) * size_in_bytes(dtype);
+  void* at(index_t item, index_t head, index_t token = 0) const {
+    return static_cast<char*>(data) +
+           (item * batch_stride + head * head_stride + token * token_stride) * size_in_bytes(dtype);
   }
 };
 
@@ -65,46 +66,47 @@ int place_blocks(const BlockGrid& grid, int granule, std::vector<int>& starts) {
   return longest / granule % 2 == 0 ? longest + granule : longest;
 }
 
-// K and V of the kv blocks that some row attends to, head by head and block after block. Where they
+// K and V as the kernels of a call read them: packed, or where they lie.
+//
+// Packed are the kv blocks that some row attends to, head by head and block after block. Where they
 // lie, rows of a head are num_heads * head_dim apart: they share few sets of the L2 cache, so that
-// a head that would fit is fetched from L3 for every query block.
-class PackedKeysValues {
+// a head that would fit is fetched from L3 for every query block. A block that few query blocks
+// attend to is not worth the copy.
+class KeysValues {
  public:
-  PackedKeysValues(Context& context, const AttentionPlan& plan, const ProductKernels& kernels,
-                   ConstTensorView k, ConstTensorView v)
+  KeysValues(Context& context, const AttentionPlan& plan, const ProductKernels& kernels,
+             ConstTensorView k, ConstTensorView v)
       : context_(context),
         kernels_(kernels),
         grid_(plan.kv_grid),
         num_heads_(k.size(2)),
         head_dim_(static_cast<int>(k.size(3))),
-        tokens_(place_blocks(grid_, kernels.value_granule, context.packed_starts)) {
-    const auto bytes = static_cast<std::size_t>(grid_.batch() * num_heads_ * head_bytes());
-    keys_ = static_cast<char*>(context.packed_keys.reserve(bytes));
-    values_ = static_cast<char*>(context.packed_values.reserve(bytes));
-    mark_used(plan);
-    const HeadTensor from_k(k), from_v(v);
-    const index_t blocks = grid_.num_blocks();
-    context.pool.parallel_for(grid_.batch() * blocks, [&](index_t i, int) {
-      pack(from_k, from_v, i / blocks, static_cast<int>(i % blocks));
-    });
+        keys_(k),
+        values_(v) {
+    const index_t num_used = mark_used(plan);
+    const bool readable = !kernels.pack_values && k.dtype == kernels.operand;
+    const auto num_reads = static_cast<index_t>(plan.kv_blocks.size());
+    if (readable && num_reads < kMinReads * num_used) {
+      place_in_order();
+    } else {
+      pack_used();
+    }
   }
 
-  const void* keys(index_t item, index_t head) const { return keys_ + offset(item, head); }
-  const void* values(index_t item, index_t head) const { return values_ + offset(item, head); }
-  int tokens() const { return tokens_; }
+  const HeadTensor& keys() const { return keys_; }
+  const HeadTensor& values() const { return values_; }
+  int packed_tokens() const { return tokens_; }
+  // Where each kv block of an item begins, in tokens.
   const int* starts(index_t item) const {
-    return context_.packed_starts.data() + item * grid_.num_blocks();
+    return context_.kv_starts.data() + item * grid_.num_blocks();
   }
 
  private:
-  index_t head_bytes() const {
-    return static_cast<index_t>(tokens_) * head_dim_ * size_in_bytes(kernels_.operand);
-  }
-  index_t offset(index_t item, index_t head) const {
-    return (item * num_heads_ + head) * head_bytes();
-  }
+  // Query blocks that attend to a used kv block, on average, from which on packing pays.
+  static constexpr index_t kMinReads = 12;
 
-  void mark_used(const AttentionPlan& plan) {
+  // Returns how many blocks are used.
+  index_t mark_used(const AttentionPlan& plan) {
     const index_t heads_per_kv = plan.num_heads / num_heads_, blocks = grid_.num_blocks();
     std::vector<char>& used = context_.used_blocks;
     used.assign(static_cast<std::size_t>(grid_.batch() * num_heads_ * blocks), 0);
@@ -113,11 +115,44 @@ class PackedKeysValues {
       const std::int32_t* kv = plan.kv_blocks.data() + item.first_kv;
       for (int n = 0; n < item.num_kv; ++n) row[kv[n]] = 1;
     }
+    return std::ranges::count(used, 1);
   }
 
   bool is_used(index_t item, index_t head, int block) const {
     const index_t i = (item * num_heads_ + head) * grid_.num_blocks() + block;
     return context_.used_blocks[static_cast<std::size_t>(i)] != 0;
+  }
+
+  void place_in_order() {
+    context_.kv_starts.clear();
+    for (int item = 0; item < grid_.batch(); ++item) {
+      for (int block = 0; block < grid_.num_blocks(); ++block) {
+        context_.kv_starts.push_back(grid_.at(item, block).start);
+      }
+    }
+  }
+
+  void pack_used() {
+    tokens_ = place_blocks(grid_, kernels_.value_granule, context_.kv_starts);
+    const HeadTensor from_k = keys_, from_v = values_;
+    keys_ = packed_tensor(context_.packed_keys);
+    values_ = packed_tensor(context_.packed_values);
+    const index_t blocks = grid_.num_blocks();
+    context_.pool.parallel_for(grid_.batch() * blocks, [&](index_t i, int) {
+      pack(from_k, from_v, i / blocks, static_cast<int>(i % blocks));
+    });
+  }
+
+  // [batch, head, token, head_dim] in `memory`.
+  HeadTensor packed_tensor(Scratch& memory) const {
+    HeadTensor packed;
+    packed.dtype = kernels_.operand;
+    packed.token_stride = head_dim_;
+    packed.head_stride = index_t{tokens_} * head_dim_;
+    packed.batch_stride = num_heads_ * packed.head_stride;
+    packed.data = memory.reserve(static_cast<std::size_t>(grid_.batch() * packed.batch_stride *
+                                                          size_in_bytes(packed.dtype)));
+    return packed;
   }
 
   void pack(const HeadTensor& k, const HeadTensor& v, index_t item, int block) const {
@@ -129,27 +164,23 @@ class PackedKeysValues {
     }
     for (index_t head = 0; head < num_heads_; ++head) {
       if (!is_used(item, head, block)) continue;
-      const char* from = static_cast<const char*>(v.at(item, head)) +
-                         tokens.start * v.token_stride * size_in_bytes(v.dtype);
-      kernels_.pack_values(from, v.token_stride, tokens.count, head_dim_, starts(item)[block],
-                           tokens_, values_ + offset(item, head));
+      kernels_.pack_values(v.at(item, head, tokens.start), v.token_stride, tokens.count, head_dim_,
+                           starts(item)[block], tokens_, values_.at(item, head));
     }
   }
 
   // Token by token, so that memory is read in order.
-  void copy_rows(const HeadTensor& x, index_t item, int block, Block tokens, char* packed) const {
-    const index_t row_bytes = head_dim_ * size_in_bytes(kernels_.operand);
+  void copy_rows(const HeadTensor& x, index_t item, int block, Block tokens,
+                 const HeadTensor& packed) const {
     for (int i = 0; i < tokens.count; ++i) {
-      const index_t token = (tokens.start + i) * x.token_stride * size_in_bytes(x.dtype);
-      char* to = packed + (starts(item)[block] + i) * row_bytes;
       for (index_t head = 0; head < num_heads_; ++head) {
         if (!is_used(item, head, block)) continue;
-        const char* from = static_cast<const char*>(x.at(item, head)) + token;
+        const void* from = x.at(item, head, tokens.start + i);
+        void* to = packed.at(item, head, starts(item)[block] + i);
         if (x.dtype == kernels_.operand) {
-          std::memcpy(to + offset(item, head), from, static_cast<std::size_t>(row_bytes));
+          std::memcpy(to, from, static_cast<std::size_t>(head_dim_ * size_in_bytes(x.dtype)));
         } else {
-          float* widened = reinterpret_cast<float*>(to + offset(item, head));
-          context_.rows->widen(from, x.dtype, widened, head_dim_);
+          context_.rows->widen(from, x.dtype, static_cast<float*>(to), head_dim_);
         }
       }
     }
@@ -159,11 +190,12 @@ class PackedKeysValues {
   const ProductKernels& kernels_;
   const BlockGrid& grid_;
   const index_t num_heads_;
-  const int head_dim_, tokens_;
-  char *keys_ = nullptr, *values_ = nullptr;
+  const int head_dim_;
+  int tokens_ = 0;
+  HeadTensor keys_, values_;
 };
 
-// The kv blocks of an item as runs of packed tokens: neighbours merged, cut to max_run tokens. A
+// The kv blocks of an item as runs of tokens: neighbours merged, cut to max_run tokens. A
 // block that does not fill its last granule ends a run.
 int make_runs(const AttentionPlan& plan, const AttentionItem& item, const ProductKernels& kernels,
               const int* starts, KvRun* runs) {
@@ -198,7 +230,7 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
   }
   const ProductKernels& kernels = context.products(q.dtype);
   const HeadTensor queries = as_head_tensor(context, q, kernels.operand, context.operands[0]);
-  const PackedKeysValues packed(context, plan, kernels, k, v);
+  const KeysValues keys_values(context, plan, kernels, k, v);
   const HeadTensor target(out);
   const int head_dim = static_cast<int>(q.size(3));
   const int heads_per_kv = static_cast<int>(q.size(2) / k.size(2));
@@ -218,16 +250,18 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
     AttentionJob job;
     job.q = queries.at(item.batch, item.head);
     job.q_stride = queries.token_stride;
-    job.k = packed.keys(item.batch, item.head / heads_per_kv);
-    job.v = packed.values(item.batch, item.head / heads_per_kv);
-    job.packed_tokens = packed.tokens();
+    job.k = keys_values.keys().at(item.batch, item.head / heads_per_kv);
+    job.v = keys_values.values().at(item.batch, item.head / heads_per_kv);
+    job.k_stride = keys_values.keys().token_stride;
+    job.v_stride = keys_values.values().token_stride;
+    job.packed_tokens = keys_values.packed_tokens();
     job.head_dim = head_dim;
     job.first_row = rows.start;
     job.num_rows = rows.count;
     job.scale = scale;
     job.runs = runs;
-    job.num_runs = make_runs(plan, item, kernels, packed.starts(item.batch), runs);
-    job.out = const_cast<void*>(target.at(item.batch, item.head));
+    job.num_runs = make_runs(plan, item, kernels, keys_values.starts(item.batch), runs);
+    job.out = target.at(item.batch, item.head);
     job.out_stride = target.token_stride;
     job.out_dtype = out.dtype;
     if (lse) {

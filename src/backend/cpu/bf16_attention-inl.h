@@ -225,8 +225,7 @@ void attend_run(const AttentionJob& job, const KvRun& run, const Chunk& chunk, b
     const int count =
         run.count - token < Product::kScoreRows ? run.count - token : Product::kScoreRows;
     padded = token + (count + Product::kGranule - 1) / Product::kGranule * Product::kGranule;
-    const auto* k =
-        static_cast<const std::uint16_t*>(job.k) + index_t{run.start + token} * job.head_dim;
+    const auto* k = static_cast<const std::uint16_t*>(job.k) + (run.start + token) * job.k_stride;
     const KPiece keys{k, job.head_dim, chunk.q, job.head_dim};
     Product::multiply({&keys, 1, count, nullptr, 0, chunk.scores, kPanel});
 

@@ -33,7 +33,7 @@ struct Context {
   Scratch padded_bias;
   Scratch packed_keys, packed_values;
   std::vector<RowTile> row_tiles;
-  std::vector<int> packed_starts;
+  std::vector<int> kv_starts;
   std::vector<char> used_blocks;  // [batch, kv heads, kv blocks]: some row attends to it
 };
 

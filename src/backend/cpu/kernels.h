@@ -59,19 +59,19 @@ constexpr int prefetch_stride(int size, int steps) {
 
 using PanelKernel = void (*)(const PanelJob&);
 
-// Packed tokens of K and V to attend to, one after the other.
+// Tokens of K and V to attend to, one after the other.
 struct KvRun {
   int start = 0, count = 0;
 };
 
-// One live query block of one head. q and out point to token 0 of this item and head; strides are
-// elements between tokens.
+// One live query block of one head. q, k, v and out point to token 0 of this item and head; strides
+// are elements between tokens.
 struct AttentionJob {
   const void* q = nullptr;
   index_t q_stride = 0;
-  const void *k = nullptr, *v = nullptr;  // packed: K [packed_tokens][head_dim], V the same, or in
-                                          // the order of ProductKernels::pack_values
-  int packed_tokens = 0;
+  const void *k = nullptr, *v = nullptr;
+  index_t k_stride = 0, v_stride = 0;
+  int packed_tokens = 0;  // of V, where it is in the order of ProductKernels::pack_values
   int head_dim = 0;
   int first_row = 0, num_rows = 0;  // of the query block
   float scale = 0;

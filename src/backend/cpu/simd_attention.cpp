@@ -6,9 +6,8 @@
 //
 // The bound of a row is the largest score of its first run, raised only when a later score exceeds
 // it by 2^8: until then sums need no correction, and at f32's range they lose nothing (the idea of
-// FlashAttention-4). Rows are walked in chunks of 64. While one product runs, the operand of the
-// next is fetched.
-// SPDX-License-Identifier: Apache-2.0
+// FlashAttention-4). Rows are walked in chunks of 64. While one product runs, the rows that the
+// next one reads are fetched. SPDX-License-Identifier: Apache-2.0
 #include "backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -76,22 +75,24 @@ void pack_queries(const AttentionJob& job, int first_row, int num_rows, const Ch
   transpose_rows(chunk.o_t, job.head_dim, job.head_dim, scale, chunk.q_t);
 }
 
-// Memory to fetch while a block is multiplied: one prefetch a step along its depth.
-struct Ahead {
-  const float* at;
-  int stride;  // floats
-  // For the block that comes `steps` steps later.
-  Ahead after(int steps) const { return {at + index_t{steps} * stride, stride}; }
-};
+// Fetches the next kRows rows, from `row` on, of `count` rows of K or V.
+template <Nearness kNearness>
+HWY_INLINE void fetch_rows(const float* x, index_t stride, int row, int count, int head_dim) {
+  constexpr int kLine = 64 / sizeof(float);
+  for (const int end = std::min(row + kRows, count); row < end; ++row) {
+    for (int i = 0; i < head_dim; i += kLine) {
+      __builtin_prefetch(x + row * stride + i, 0, kNearness);
+    }
+  }
+}
 
 // sums[r, lanes] += sum over k of a[r a_row + k a_k] b[k, lanes], for kR rows and kV vectors.
 // (Unrolled by 2 or 4 it ran slower.)
-template <Nearness kNearness, int kR, int kV>
+template <int kR, int kV>
 HWY_INLINE void multiply(int depth, const float* HWY_RESTRICT a, index_t a_row, index_t a_k,
-                         const float* HWY_RESTRICT b, Ahead ahead, FloatVec (&sums)[kR][kV]) {
+                         const float* HWY_RESTRICT b, FloatVec (&sums)[kR][kV]) {
   const Floats d;
-  for (int k = 0; k < depth; ++k, ahead.at += ahead.stride) {
-    __builtin_prefetch(ahead.at, 0, kNearness);
+  for (int k = 0; k < depth; ++k) {
     FloatVec bv[kV];
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) {
       bv[v] = hn::LoadU(d, b + k * kPanel + v * kLanes);
@@ -119,7 +120,6 @@ struct BlockJob {
   const float* a;      // row 0 of the block
   index_t a_row, a_k;  // elements between rows, and between steps along the depth
   const float* b;      // [depth][kPanel], from the group's first lane on
-  Ahead ahead;
   float* c;
 };
 
@@ -131,7 +131,7 @@ HWY_INLINE void score_block(const BlockJob& job, const FloatVec (&init)[kV],
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) sums[r][v] = init[v];
   }
-  multiply<kIntoL1>(job.depth, job.a, job.a_row, job.a_k, job.b, job.ahead, sums);
+  multiply(job.depth, job.a, job.a_row, job.a_k, job.b, sums);
   store_block<kR, kV>(sums, job.c);
   HWY_UNROLL(6) for (int r = 0; r < kR; ++r) {
     HWY_UNROLL(4) for (int v = 0; v < kV; ++v) row_max[v] = hn::Max(row_max[v], sums[r][v]);
@@ -160,7 +160,7 @@ HWY_INLINE void value_block(const BlockJob& job) {
       sums[r][v] = hn::LoadU(Floats(), job.c + r * kPanel + v * kLanes);
     }
   }
-  multiply<kIntoL2>(job.depth, job.a, job.a_row, job.a_k, job.b, job.ahead, sums);
+  multiply(job.depth, job.a, job.a_row, job.a_k, job.b, sums);
   store_block<kR, kV>(sums, job.c);
 }
 
@@ -180,19 +180,18 @@ HWY_INLINE void score_run(const AttentionJob& job, const KvRun& run, const Chunk
                           FloatVec (&row_max)[kV]) {
   const Floats d;
   const int head_dim = kHeadDim ? kHeadDim : job.head_dim;
-  const float* k = static_cast<const float*>(job.k) + index_t{run.start} * head_dim;
-  const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
+  const float* k = static_cast<const float*>(job.k) + run.start * job.k_stride;
+  const float* v = static_cast<const float*>(job.v) + run.start * job.v_stride;
   FloatVec init[kV];
   for (int n = 0; n < kV; ++n) {
     row_max[n] = hn::Set(d, kLowest);
     init[n] = hn::Neg(hn::LoadU(d, chunk.bound + lane + n * kLanes));
   }
-  const int blocks = (run.count + kRows - 1) / kRows;
-  const Ahead ahead{v, prefetch_stride(run.count * head_dim, blocks * head_dim)};
   for (int i = 0; i < run.count; i += kRows) {
+    if (lane == 0) fetch_rows<kIntoL1>(v, job.v_stride, i, run.count, head_dim);
     score_rows<kV>(std::min(kRows, run.count - i),
-                   {head_dim, k + i * head_dim, head_dim, 1, chunk.q_t + lane,
-                    ahead.after(i / kRows * head_dim), chunk.scores + lane + i * kPanel},
+                   {head_dim, k + i * job.k_stride, job.k_stride, 1, chunk.q_t + lane,
+                    chunk.scores + lane + i * kPanel},
                    init, row_max);
   }
 }
@@ -255,14 +254,14 @@ HWY_INLINE void attend_run(const AttentionJob& job, int index, const Chunk& chun
   weigh_run<kV>(run, chunk, lane);
 
   const KvRun& next = job.runs[std::min(index + 1, job.num_runs - 1)];
-  const float* next_k = static_cast<const float*>(job.k) + index_t{next.start} * head_dim;
-  const float* v = static_cast<const float*>(job.v) + index_t{run.start} * head_dim;
-  const int blocks = (head_dim + kRows - 1) / kRows;
-  const Ahead ahead{next_k, prefetch_stride(next.count * head_dim, blocks * run.count)};
+  const float* next_k = static_cast<const float*>(job.k) + next.start * job.k_stride;
+  const float* v = static_cast<const float*>(job.v) + run.start * job.v_stride;
   for (int i = 0; i < head_dim; i += kRows) {
-    value_columns<kV>(std::min(kRows, head_dim - i),
-                      {run.count, v + i, 1, head_dim, chunk.scores + lane,
-                       ahead.after(i / kRows * run.count), chunk.o_t + lane + i * kPanel});
+    const int row = i * next.count / head_dim;
+    if (lane == 0) fetch_rows<kIntoL2>(next_k, job.k_stride, row, next.count, head_dim);
+    value_columns<kV>(
+        std::min(kRows, head_dim - i),
+        {run.count, v + i, 1, job.v_stride, chunk.scores + lane, chunk.o_t + lane + i * kPanel});
   }
 }
 
