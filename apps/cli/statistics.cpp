@@ -24,6 +24,17 @@ double student_t_within(double t, int degrees) {
   return odd ? 2 / std::numbers::pi * (angle + std::sin(angle) * sum) : std::sin(angle) * sum;
 }
 
+// Of each value among all, from 1.
+std::vector<double> ranks(const std::vector<double>& values) {
+  std::vector<double> ranks;
+  for (const double value : values) {
+    const auto below = std::ranges::count_if(values, [&](double other) { return other < value; });
+    const auto same = std::ranges::count(values, value);
+    ranks.push_back(static_cast<double>(below) + (static_cast<double>(same) + 1) / 2);
+  }
+  return ranks;
+}
+
 }  // namespace
 
 double student_t_975(int degrees) {
@@ -54,6 +65,18 @@ Estimate share_interval(int right, int of) {
   const double centre = (share + z2 / 2) / (1 + z2);
   const double margin = kZ / (1 + z2) * std::sqrt(share * (1 - share) / of + z2 / (4 * of));
   return {share, centre - margin, centre + margin, 0, of};
+}
+
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b) {
+  const std::vector<double> ranks_a = ranks(a), ranks_b = ranks(b);
+  const double mean = (static_cast<double>(a.size()) + 1) / 2;
+  double ab = 0, aa = 0, bb = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ab += (ranks_a[i] - mean) * (ranks_b[i] - mean);
+    aa += (ranks_a[i] - mean) * (ranks_a[i] - mean);
+    bb += (ranks_b[i] - mean) * (ranks_b[i] - mean);
+  }
+  return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb) : kNone;
 }
 
 nlohmann::ordered_json to_json(const Estimate& estimate) {

@@ -21,6 +21,10 @@ Estimate share_interval(int right, int of);
 // The number that a Student t variable of `degrees` >= 1 exceeds with probability 0.025.
 double student_t_975(int degrees);
 
+// Spearman's: 1 if both rise together, -1 if one falls as the other rises; ties share their mean
+// rank. NaN if either is constant.
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b);
+
 // {"mean", "low", "high", "min", "count"}; NaN becomes null.
 nlohmann::ordered_json to_json(const Estimate& estimate);
 

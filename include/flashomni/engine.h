@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -107,6 +108,20 @@ struct EngineStats {
   int reused_passes = 0;          // forward passes of dispatch steps that ended after layer 0
 };
 
+// What the attention of one layer read and wrote, after norm and rotary embedding and before the
+// output projection: [1, seq_len, num_heads, head_dim] each, in the model's dtype and the backend's
+// memory. On a sparse step (kSparse) rows of cached query blocks hold what was there before.
+struct AttendedLayer {
+  int layer = 0, branch = 0, step = 0;
+  LayerAction action = LayerAction::kDense;
+  ConstTensorView q, k, v, o;
+};
+
+// Told of each layer that attends, in order, once its work has been enqueued; a layer that is
+// forecast does not attend. The views hold one layer at a time: what is to be kept must be copied
+// (Backend::copy, then Backend::synchronize on a GPU) before it returns. It must not write to them.
+using AttentionObserver = std::function<void(const AttendedLayer&)>;
+
 class Engine {
  public:
   // `backend` outlives the engine.
@@ -119,6 +134,8 @@ class Engine {
   // and by the update before them.
   void begin(const SequenceShape& shape, int num_steps, int num_branches);
   StepKind step_kind(int step) const;
+  // For analysis, of all generations from here on; {}: nobody watches. docs/observing.md.
+  void set_attention_observer(AttentionObserver observer);
   // Steps come in order; each step runs every branch once, in any order.
   void begin_step(int step, int branch);
 

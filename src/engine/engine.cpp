@@ -49,6 +49,7 @@ struct Engine::State {
   EngineOptions options;  // `order` no higher than the policy's
   const std::unique_ptr<SparsityPolicy> policy;
   PolicyTraits traits;
+  AttentionObserver observer;
 
   // One generation.
   SequenceShape shape;
@@ -92,8 +93,7 @@ void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) 
                              BlockGrid(s.options.block_kv, 1, shape.segments), shape.num_heads);
   s.joint.emplace(s.backend, shape, s.all_live);
   s.coefficients = CoefficientTable(s.options, num_steps);
-  s.layers.clear();
-  s.layers.resize(static_cast<std::size_t>(num_branches) * shape.num_layers);
+  s.layers = std::vector<LayerState>(static_cast<std::size_t>(num_branches) * shape.num_layers);
   s.step_reuse.clear();
   if (s.traits.reuse_below > 0 && shape.num_layers > 1) s.step_reuse.resize(num_branches);
   s.counter = {};
@@ -141,8 +141,8 @@ void Engine::attend(int layer, std::span<const AttentionStream> streams, const R
   state.last_action = s.action(state);
   state.last_step = s.step;
   switch (state.last_action) {
-    case LayerAction::kUpdate: return s.run_update(layer, streams, rope);
-    case LayerAction::kSparse: return s.run_dispatch(layer, streams, rope);
+    case LayerAction::kUpdate: s.run_update(layer, streams, rope); break;
+    case LayerAction::kSparse: s.run_dispatch(layer, streams, rope); break;
     case LayerAction::kForecast:
     case LayerAction::kRefresh:
     case LayerAction::kDense:
@@ -151,8 +151,9 @@ void Engine::attend(int layer, std::span<const AttentionStream> streams, const R
                     "the model does not forecast the layer's modules, as whole-layer "
                     "caching would have it; the layer runs dense");
       }
-      return s.run_dense(layer, streams, rope);
+      s.run_dense(layer, streams, rope);
   }
+  if (s.observer) s.observer(s.joint->observed(layer, s.branch, s.step, state.last_action));
 }
 
 LayerAction Engine::State::action(const LayerState& layer) const {
@@ -309,7 +310,6 @@ bool Engine::end_layer(int layer, TensorView hidden) {
   StepReuse& reuse = s.step_reuse[s.branch];
   if (layer == s.shape.num_layers - 1) reuse.leave(s.backend, hidden);
   if (layer != 0) return false;
-
   const double change = reuse.change(s.backend, hidden);
   s.is_reused = s.kind == StepKind::kDispatch && change <= s.traits.reuse_below * s.ramp();
   if (s.is_reused) {
@@ -391,6 +391,7 @@ EngineStats Engine::stats() const {
 }
 
 const std::vector<Fallback>& Engine::fallbacks() const { return state_->fallbacks; }
+void Engine::set_attention_observer(AttentionObserver o) { state_->observer = std::move(o); }
 Backend& Engine::backend() const { return state_->backend; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const SparsityPolicy& Engine::policy() const { return *state_->policy; }

@@ -25,6 +25,10 @@ class JointAttention {
   void attend(const AttentionPlan& plan);
   void score(const BlockScoreOptions& options, BlockScores& scores);
   ConstTensorView attended() const { return o_; }  // [1, seq_len, num_heads, head_dim]
+  // Views of Q, K, V and O under the name of the layer that they are of now.
+  AttendedLayer observed(int layer, int branch, int step, LayerAction action) const {
+    return {layer, branch, step, action, q_, k_, v_, o_};
+  }
   // The arguments of the output projection of `stream`, into its residual if it has one; with
   // `to_out` into its `out`, from where add_out() adds it to the residual.
   OutputProjection output(const AttentionStream& stream, bool to_out) const;

@@ -1,4 +1,5 @@
 import json
+import re
 import unittest
 
 from support import ToolTest
@@ -11,6 +12,15 @@ class Tune(ToolTest):
         return ("tune", *SMALL, "--folder", self.folder / "runs", "-o", self.folder / "mine.json",
                 *arguments)
 
+    def assert_is_judged(self, row):
+        proxy = row["proxy"]
+        self.assertGreater(proxy["loss"], 0)
+        self.assertAlmostEqual(proxy["macs_ratio"], row["macs_ratio"], delta=0.03)
+        for share in (proxy["recall"], proxy["forecast_error"]):
+            if share is not None:  # of settings that skip nothing, or cache nothing
+                self.assertGreater(share, 0)
+                self.assertLessEqual(share, 1.0001)
+
     def test_the_preset_meets_the_target_and_keeps_its_evidence(self):
         preset = self.run_json(*self.tune("--target-psnr", "33"))
         self.assertEqual(json.loads((self.folder / "mine.json").read_text()), preset)
@@ -21,6 +31,13 @@ class Tune(ToolTest):
         self.assertEqual(evidence["speedup"]["mean"], max(row["speedup"] for row in fast_enough))
         self.assertEqual(evidence["captions"]["of"], 2)
         self.assertEqual(evidence["clock"], "wall")
+
+        # The proxy that chose what to run in full stands beside what came of it.
+        self.assertEqual(evidence["proxy"]["layers"], evidence["proxy"]["of_layers"])
+        self.assertEqual(len(evidence["tried_in_full"]) >= 3,
+                         evidence["proxy"]["rank_correlation"] is not None)
+        for row in evidence["tried_in_full"]:
+            self.assert_is_judged(row)
 
         # The file is a preset like any other, and an evaluation of it says the same.
         summary = self.run_json("eval", *SMALL, "--setting", f"mine={self.folder / 'mine.json'}",
@@ -43,6 +60,20 @@ class Tune(ToolTest):
         self.assertEqual(evidence["psnr_db"]["mean"],
                          max(row["psnr_db"] for row in evidence["tried_in_full"]))
 
+    def test_the_proxy_is_the_same_again_and_orders_schedules(self):
+        def judged(seed_folder):
+            done = self.run_ok("tune", *SMALL, "-v", "--target-speedup", "0.1", "--budget", "10m",
+                               "--folder", self.folder / seed_folder, "-o",
+                               self.folder / "mine.json")
+            self.assertIn("Watching a dense run 8/8", done.stderr)
+            return dict(re.findall(r"^  (\S+ W\d+ N\d+): loss (\S+) ", done.stderr, re.M))
+        losses = judged("once")
+        self.assertEqual(losses, judged("again"))
+        for family in ("layers", "layers+keys", "blocks"):
+            careful, bold = (float(losses[f"{family} {schedule}"])
+                             for schedule in ("W5 N2", "W3 N4"))
+            self.assertLess(careful, bold)
+
     def test_what_cannot_be_had_is_one_sentence(self):
         self.assert_fails(2, "either --target-psnr or --target-speedup", *self.tune())
         self.assert_fails(2, "either --target-psnr or --target-speedup",
@@ -53,6 +84,8 @@ class Tune(ToolTest):
                           *self.tune("--target-speedup", "-2"))
         self.assert_fails(2, "--out: there is no folder /none",
                           *self.tune("--target-psnr", "30", "-o", "/none/mine.json"))
+        text = self.run_fails(1, *self.tune("--target-psnr", "30", "--budget", "0.001s"))
+        self.assertIn("more than half the budget", text)
         text = self.run_fails(1, *self.tune("--target-psnr", "99"))
         self.assertIn("nothing tried has a PSNR of at least 99 dB; the grid is used up", text)
         self.assertFalse((self.folder / "mine.json").exists())
