@@ -1,7 +1,7 @@
-// The candidates are ordered by a proxy, block recall and forecast error in one dense run; what it
-// is worth in dB and time is learnt from each full paired run, and the most promising candidate
-// left is run in full next, until none left can beat the best found. SPDX-License-Identifier:
-// Apache-2.0
+// tuner.cpp -- the candidates are ordered by a proxy, block recall and forecast error in one dense
+// run. What it is worth in dB and time is learnt from each full paired run, and the most promising
+// candidate left is run in full next, until none left can beat the best found.
+// SPDX-License-Identifier: Apache-2.0
 #include "tuner.h"
 
 #include <algorithm>
