@@ -227,6 +227,11 @@ TEST_F(GpuPolicy, EveryShape) {
   with(1, 2, 2, {500, 128, {}, 100, TextPosition::kFirst},
        {500, 16, {}, 100, TextPosition::kFirst});
   with(1, 1, 1, {2100, 2, {}, 60, TextPosition::kFirst}, {2100, 2, {}, 60, TextPosition::kFirst});
+  // So many rows that a thread block takes 16 of them instead of 4; few and many columns.
+  with(1, 64, 64, {500, 16, {}, 100, TextPosition::kFirst},
+       {500, 16, {}, 100, TextPosition::kFirst});
+  with(2, 12, 4, {1300, 8, {1300, 900}, 70, TextPosition::kLast},
+       {1300, 8, {1300, 900}, 70, TextPosition::kLast});
 }
 
 // Equal masses are taken by position, the thresholds being clear of whole blocks.
