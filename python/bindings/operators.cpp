@@ -1,17 +1,15 @@
-// operators.cpp -- attention, the two projections, and the selection policy.
+// operators.cpp -- attention and the two projections.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <string>
 #include <vector>
 
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
 #include "flashomni/attention.h"
 #include "flashomni/error.h"
 #include "flashomni/gemm.h"
-#include "flashomni/policy.h"
 
 namespace flashomni::python {
 namespace {
@@ -70,60 +68,6 @@ void gemm_o_dispatch(LockedBackend& backend, const GemmPlan& plan,
   });
 }
 
-void check_pooled(const char* name, ConstTensorView tensor, const Backend& backend) {
-  check_device(name, tensor, backend);
-  if (tensor.size(3) > 1 && tensor.stride(3) != 1) {
-    throw Error(ErrorCode::kInvalidArgument, std::string(name) + " has stride " +
-                                                 std::to_string(tensor.stride(3)) +
-                                                 " in its last axis, expected 1");
-  }
-}
-
-// Caches and skips blocks of `symbols` by q and k; returns the scores C and G.
-nb::tuple policy(LockedBackend& backend, const FlashOmniOptions& options, const Array& q,
-                 const Array& k, SparseSymbols& symbols, std::uintptr_t stream) {
-  const SelectionScores scores = backend.run([&](Backend& b) {
-    check_pooled("policy: q", q.view, b);
-    check_pooled("policy: k", k.view, b);
-    BlockScores pooled;
-    b.block_scores(q.view, k.view, symbols.q_grid(), symbols.kv_grid(),
-                   {.similarity = options.sim_threshold.has_value(),
-                    .subtract_k_mean = options.subtract_k_mean,
-                    .log_count_bias = options.log_count_bias},
-                   pooled, stream_of(stream));
-    return select_flashomni(options, /*ramp=*/1, pooled, symbols);
-  });
-  return nb::make_tuple(scores.c, scores.g);
-}
-
-PolicyScope scope_of(const std::string& name) {
-  if (name == "head") return PolicyScope::kHead;
-  if (name == "layer") return PolicyScope::kLayer;
-  throw Error(ErrorCode::kInvalidArgument,
-              "policy: scope is '" + name + "', allowed are 'head' and 'layer'");
-}
-
-void bind_policy(nb::module_& module) {
-  nb::class_<FlashOmniOptions>(module, "FlashOmniOptions")
-      .def(nb::init<>())
-      .def_rw("tau_q", &FlashOmniOptions::tau_q)
-      .def_rw("tau_kv", &FlashOmniOptions::tau_kv)
-      .def_prop_rw(
-          "scope",
-          [](const FlashOmniOptions& o) {
-            return std::string(o.scope == PolicyScope::kHead ? "head" : "layer");
-          },
-          [](FlashOmniOptions& o, const std::string& name) { o.scope = scope_of(name); })
-      .def_rw("sim_threshold", &FlashOmniOptions::sim_threshold, nb::arg().none())
-      .def_rw("keep_text_kv", &FlashOmniOptions::keep_text_kv)
-      .def_rw("subtract_k_mean", &FlashOmniOptions::subtract_k_mean)
-      .def_rw("log_count_bias", &FlashOmniOptions::log_count_bias);
-  module.def("policy", policy, nb::arg("backend"), nb::arg("options"), nb::arg("q"), nb::arg("k"),
-             nb::arg("symbols"), nb::arg("stream"),
-             nb::sig("def policy(backend: Backend, options: FlashOmniOptions, q: Array, k: Array, "
-                     "symbols: SparseSymbols, stream: int) -> tuple[list[float], list[float]]"));
-}
-
 void bind_gemm_arguments(nb::module_& module) {
   nb::class_<NormRope>(module, "NormRope")
       .def(
@@ -167,7 +111,6 @@ void bind_operators(nb::module_& module) {
              nb::arg("stream"));
   module.def("gemm_o_dispatch", gemm_o_dispatch, nb::arg("backend"), nb::arg("plan"),
              nb::arg("projection"), nb::arg("coefficients"), nb::arg("cache"), nb::arg("stream"));
-  bind_policy(module);
 }
 
 }  // namespace flashomni::python

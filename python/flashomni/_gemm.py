@@ -75,7 +75,7 @@ def _packed(call: Call, w: Any, num_heads: int | None) -> _core.Weight:
                 "backend=...) brings a weight of host memory to the GPU once"
             )
         return _pack(call, w, num_heads, call.first.dtype)
-    if not w._backend._reads_weights_of(call.backend):
+    if not w._backend._shares_memory_with(call.backend):
         raise ValueError(
             f"{call.op}: w was packed for another backend, {w._backend.name} instead of "
             f"{call.backend.name}"
@@ -168,10 +168,22 @@ class BiasCache:
         self.terms = list(terms)
         self.symbols = symbols
         self.valid_order = valid_order
+        self._version = symbols._version
 
     @property
     def order(self) -> int:
         return len(self.terms) - 1
+
+    def _symbols_of_update(self, op: str) -> Symbols:
+        if self.symbols._version != self._version:
+            raise ValueError(
+                f"{op}: the symbols of bias_cache were renewed by policy since its update; renew "
+                "others, two Symbols in turn"
+            )
+        return self.symbols
+
+    def _updated(self, symbols: Symbols) -> None:
+        self.symbols, self._version = symbols, symbols._version
 
     def _view(self, call: Call, q_blocks: int) -> _core.BiasCacheView:
         if self.valid_order is None:
@@ -218,7 +230,7 @@ def gemm_o_update(
     """
     call = Call("gemm_o_update", "o", o, 3, backend)
     weight = _packed(call, w, None)
-    previous = None if bias_cache is None else bias_cache.symbols
+    previous = None if bias_cache is None else bias_cache._symbols_of_update(call.op)
     plan, q_blocks = _plans.gemm_plan(
         call.op, symbols, call.first.shape[1], text_offset, call.backend, call.stream, previous
     )
@@ -249,7 +261,7 @@ def gemm_o_update(
         bias_cache._view(call, q_blocks),
         call.stream,
     )
-    bias_cache.symbols = symbols
+    bias_cache._updated(symbols)
     return out, bias_cache
 
 
@@ -272,8 +284,9 @@ def gemm_o_dispatch(
     """
     call = Call("gemm_o_dispatch", "o", o, 3, backend)
     weight = _packed(call, w, None)
+    symbols = bias_cache._symbols_of_update(call.op)
     plan, q_blocks = _plans.gemm_plan(
-        call.op, bias_cache.symbols, call.first.shape[1], text_offset, call.backend, call.stream
+        call.op, symbols, call.first.shape[1], text_offset, call.backend, call.stream
     )
     if out is None:
         out = call.new_output((*call.first.shape[:2], weight.out_features), all_written=False)

@@ -7,6 +7,7 @@ import flashomni as fo
 import oracle
 import test_attention
 import test_gemm
+from gpu import BF16, F16, LONG, torch
 from support import (
     EPSILON,
     attention_tolerance,
@@ -17,18 +18,7 @@ from support import (
     same_kind,
 )
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-if not torch.cuda.is_available():
-    pytest.skip("torch sees no GPU", allow_module_level=True)
-for info in fo.backends():
-    if info.name == "cuda" and not info.available:
-        pytest.skip(f"the cuda backend cannot run: {info.detail}", allow_module_level=True)
-if "cuda" not in [info.name for info in fo.backends()]:
-    pytest.skip("this build has no CUDA backend", allow_module_level=True)
-
-BF16, F16 = ("cuda", "bfloat16"), ("cuda", "float16")
 KINDS = [pytest.param(BF16, id="bf16"), pytest.param(F16, id="f16")]
-LONG = 200_000_000  # clocks: a GPU at 2 GHz is busy for 0.1 s
 
 # as test_attention.SHAPES, with the head_dims and blocks that the GPU has kernels for
 SHAPES = [
@@ -323,20 +313,6 @@ def test_a_capture_without_a_plan_is_refused(rng):
     with pytest.raises(RuntimeError, match="gemm_q: a plan cannot be made while a CUDA graph"):
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             fo.gemm_q(projection.x, projection.w_q, projection.symbols)
-
-
-def test_policy_selects_what_it_selects_on_the_host(rng):
-    """Bits of values that almost tie may differ."""
-    q, k = (make(rng.standard_normal((2, 900, 4, 64)), BF16) for _ in range(2))
-    more = dict(tau_q=0.5, tau_kv=0.3, block_q=64, block_kv=64)
-    more |= dict(text_tokens=100, text_position="first", seq_len=[900, 700])
-    result, expected = fo.policy(q, k, **more), fo.policy(q.cpu(), k.cpu(), **more)
-    assert same_kind(result.c_score, ("cuda", "float32"))
-    for name in ("c_score", "g_score"):
-        score, right = numbers(getattr(result, name)), numbers(getattr(expected, name))
-        np.testing.assert_allclose(score, right, rtol=1e-3, atol=1e-6)
-    for bits, right in zip(result.symbols.to_masks(), expected.symbols.to_masks()):
-        assert right.mean() < 0.95 and (bits != right).mean() < 0.01
 
 
 def test_what_has_no_kernel_is_one_sentence(rng):
