@@ -1,7 +1,9 @@
 // operators.cpp -- attention and the two projections.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nanobind/stl/vector.h>
@@ -14,12 +16,24 @@
 namespace flashomni::python {
 namespace {
 
+// Of AttentionReuse, which only sees them.
+struct ReuseTerms {
+  std::vector<ConstTensorView> terms;
+  std::vector<float> coefficients;
+};
+
+ReuseTerms make_reuse(const std::vector<const Array*>& terms, std::vector<float> coefficients) {
+  ReuseTerms reuse{{}, std::move(coefficients)};
+  std::ranges::transform(terms, std::back_inserter(reuse.terms), &view_or_none);
+  return reuse;
+}
+
 void attention(LockedBackend& backend, const AttentionPlan& plan, const Array& q, const Array& k,
                const Array& v, float scale, const Array& out, const Array* lse,
-               std::uintptr_t stream) {
+               const ReuseTerms& reuse, std::uintptr_t stream) {
   backend.run([&](Backend& b) {
     flashomni::attention(b, plan, q.view, k.view, v.view, scale, out.view, view_or_none(lse),
-                         stream_of(stream));
+                         stream_of(stream), {reuse.terms, reuse.coefficients});
   });
 }
 
@@ -36,9 +50,20 @@ void gemm_q(LockedBackend& backend, const GemmPlan& plan, const Array& x,
   });
 }
 
+// Where a projection goes: `out`, or `residual` through `gate`.
+struct Destination {
+  const Array *out, *residual, *gate;
+};
+
 OutputProjection make_projection(const PackedWeight& weight, const Array* bias, const Array& o,
-                                 const Array* mlp, const Array& out) {
-  return {&weight, view_or_none(bias), o.view, view_or_none(mlp), out.view};
+                                 const Array* mlp, const Destination& to) {
+  return {&weight,
+          view_or_none(bias),
+          o.view,
+          view_or_none(mlp),
+          view_or_none(to.out),
+          view_or_none(to.residual),
+          view_or_none(to.gate)};
 }
 
 BiasCacheView make_bias_cache(const std::vector<const Array*>& terms, const Array& valid_order) {
@@ -81,12 +106,15 @@ void bind_gemm_arguments(nb::module_& module) {
       .def(
           "__init__",
           [](OutputProjection* self, const PackedWeight& weight, const Array* bias, const Array& o,
-             const Array* mlp, const Array& out) {
-            new (self) OutputProjection(make_projection(weight, bias, o, mlp, out));
+             const Array* mlp, const Array* out, const Array* residual, const Array* gate) {
+            new (self)
+                OutputProjection(make_projection(weight, bias, o, mlp, {out, residual, gate}));
           },
           nb::arg("weight"), nb::arg("bias").none(), nb::arg("o"), nb::arg("mlp").none(),
-          nb::arg("out"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
-          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());
+          nb::arg("out").none(), nb::arg("residual").none(), nb::arg("gate").none(),
+          nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(),
+          nb::keep_alive<1, 8>());
   nb::class_<BiasCacheView>(module, "BiasCacheView")
       .def(
           "__init__",
@@ -100,10 +128,18 @@ void bind_gemm_arguments(nb::module_& module) {
 }  // namespace
 
 void bind_operators(nb::module_& module) {
+  nb::class_<ReuseTerms>(module, "AttentionReuse")
+      .def(
+          "__init__",
+          [](ReuseTerms* self, const std::vector<const Array*>& terms,
+             const std::vector<float>& coefficients) {
+            new (self) ReuseTerms(make_reuse(terms, coefficients));
+          },
+          nb::arg("terms"), nb::arg("coefficients"));
   bind_gemm_arguments(module);
   module.def("attention", attention, nb::arg("backend"), nb::arg("plan"), nb::arg("q"),
              nb::arg("k"), nb::arg("v"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none(),
-             nb::arg("stream"));
+             nb::arg("reuse"), nb::arg("stream"));
   module.def("gemm_q", gemm_q, nb::arg("backend"), nb::arg("plan"), nb::arg("x"), nb::arg("weight"),
              nb::arg("bias").none(), nb::arg("epilogue"), nb::arg("out"), nb::arg("stream"));
   module.def("gemm_o_update", gemm_o_update, nb::arg("backend"), nb::arg("plan"),

@@ -82,9 +82,7 @@ void bind_selection(nb::module_& module) {
              nb::sig("def policy(backend: Backend, options: FlashOmniOptions, q: Array, k: Array, "
                      "symbols: SparseSymbols, stream: int) -> tuple[list[float], list[float]]"));
   module.def("select_symbols", select, nb::arg("backend"), nb::arg("options"), nb::arg("q"),
-             nb::arg("k"), nb::arg("words"), nb::arg("scores"),
-             nb::arg("stream"));
+             nb::arg("k"), nb::arg("words"), nb::arg("scores"), nb::arg("stream"));
 }
-
 
 }  // namespace flashomni::python
