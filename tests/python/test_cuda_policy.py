@@ -57,6 +57,7 @@ def test_symbols_of_the_policy_stay_on_the_gpu(rng, fetches):
 
     def results(symbols):
         yield layer.attend(symbols).clone()
+        yield fo.attention(layer.q, layer.k, layer.v, symbols, reuse=[layer.v, layer.k])
         yield fo.gemm_q(x, layer.w, symbols)
         yield fo.gemm_q(x[:, :130].contiguous(), layer.w, symbols)
         out, cache = fo.gemm_o_update(x, layer.w, symbols, order=1)

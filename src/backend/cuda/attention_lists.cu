@@ -91,6 +91,7 @@ int AttentionListBuilder::build(const SymbolWords& words, const CutOptions& opti
   params.kv_blocks = reserve<std::int32_t>(lists.kv_blocks, rows * params.kv.num_blocks);
   params.kv_table =
       reserve<int2>(lists.kv_table, static_cast<std::size_t>(params.batch) * params.kv.num_blocks);
+  params.cached = reserve<CachedRows>(lists.cached, rows);
   params_ = params;
 
   const dim3 grid(static_cast<unsigned>(params.num_heads), static_cast<unsigned>(params.batch));
