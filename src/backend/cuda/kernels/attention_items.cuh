@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/device/block_scan.cuh"
 #include "backend/cuda/kernels/attention_lists_params.h"
 
@@ -35,6 +36,8 @@ __device__ GroupTotals sum_block(const GroupTotals& mine, int* scratch) {
 __global__ void __launch_bounds__(kListThreads)
     count_rows_kernel(const AttentionListsParams params) {
   __shared__ int scratch[kListThreads / 32];
+  release_next_kernel();
+  await_previous_kernel();
   const int head = blockIdx.x, item = blockIdx.y, group = item * params.num_heads + head;
   const int q_blocks = params.q.num_blocks;
   GroupTotals mine{};
@@ -109,6 +112,8 @@ __global__ void __launch_bounds__(kItemThreads)
     list_items_kernel(const AttentionListsParams params) {
   extern __shared__ float4 list_memory[];
   __shared__ int scratch[kItemThreads / 32];
+  release_next_kernel();
+  await_previous_kernel();
   const int q_blocks = params.q.num_blocks;
   int* counts = reinterpret_cast<int*>(list_memory);  // [q_blocks]
   int* first = counts + q_blocks;                     // [q_blocks]: where the kv list begins
