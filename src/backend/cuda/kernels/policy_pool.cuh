@@ -4,6 +4,7 @@
 
 #include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/device/fragment.cuh"
+#include "backend/cuda/device/load.cuh"
 #include "backend/cuda/device/warp.cuh"
 #include "backend/cuda/kernels/policy_params.h"
 
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolParams par
   const int column = (threadIdx.x & (row_threads - 1)) * kSize;
   const bool in_row = column < params.head_dim;
   const T* from = static_cast<const T*>(in.data) + item * in.batch_stride +
-                  block.x * in.token_stride + head * in.head_stride + column;
+                  (block.x + first) * in.token_stride + head * in.head_stride + column;
+  const std::int64_t step = rows_at_once * in.token_stride;
   await_previous_kernel();
   float subtract[kSize] = {};
   if (kSimilarity && in.subtract && in_row) {
@@ -120,11 +122,8 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolParams par
     uint4 bits[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int token = t + i * rows_at_once;
-      bits[i] = uint4{0, 0, 0, 0};
-      if (in_row && token < tokens) {
-        bits[i] = *reinterpret_cast<const uint4*>(from + token * in.token_stride);
-      }
+      bits[i] = load_if(in_row && t + i * rows_at_once < tokens, from);
+      from += step;
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
