@@ -262,7 +262,7 @@ def bench_policy(seq, options):
     dense = tensors.ours(Mask(seq, "dense", "random", 0))
     mask = {"kind": "mix", "pattern": "policy", "sparsity": round(1 - result.stats().density, 3)}
     policy = Candidate(
-        lambda: fo.policy(tensors.q, tensors.k, **more),
+        lambda: fo.policy(tensors.q, tensors.k, symbols=result, **more),
         op="policy", **tensors.facts(), **mask, bits_unlike_host=max(differ),
     )
     measure([policy, dense], options, f"policy, N={seq}", apart=True)

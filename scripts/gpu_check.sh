@@ -21,7 +21,7 @@ peers() {
     --config-settings=build-dir=build/cuda --config-settings=cmake.define.FLASHOMNI_BUILD_CUDA=ON
   export PYTHONPATH="$out/site" PYTHONUNBUFFERED=1
   local failed=0
-  "$python" -m pytest -q -rs tests/python/test_cuda.py || failed=1
+  "$python" -m pytest -q -rs tests/python/test_cuda*.py || failed=1
   "$python" bench/peers.py --output "$out/peers.json" "$@" || failed=1
   return "$failed"
 }

@@ -35,7 +35,8 @@ BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest
 BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // The attention plan of one layer from symbols in the backend's memory; dense as of policy_job.
 BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
-// One attention layer through the engine, projections included, over an interval.
+// One attention layer through the engine, projections and gated residual included, over an
+// interval.
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 
 // Seconds that `work` takes; `backend` has finished when it returns. On a GPU short work is queued

@@ -1,5 +1,5 @@
-// bench_step.cpp -- the job `step`: one attention layer through the engine, with given symbols.
-// SPDX-License-Identifier: Apache-2.0
+// bench_step.cpp -- the job `step`: one attention layer through the engine, with given symbols,
+// added to a residual as models do. SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -45,6 +45,8 @@ class Layer {
     weights_.out = &packed_[3];
     x_ = upload(backend, random_tensor({shape.seq_len, dim}, shape.dtype, 1));
     out_ = backend.allocate(shape.dtype, {shape.seq_len, dim});
+    residual_ = upload(backend, Tensor::host_zeros(DType::kF32, {shape.seq_len, dim}));
+    gate_ = upload(backend, random_tensor({dim}, DType::kF32, 2));
     engine_ = make_engine(std::make_unique<GivenSymbols>(symbols_));
     dense_engine_ = make_engine(make_policy("dense", {}));
   }
@@ -62,7 +64,8 @@ class Layer {
     begin(*dense_engine_);
     return run_step(*dense_engine_, 0);
   }
-  Tensor result() { return download_f32(backend_, out_); }
+  // What all steps so far added up to.
+  Tensor result() { return download_f32(backend_, residual_); }
 
   double dense_macs() const { return macs(1, 1); }
   double interval_macs() const {
@@ -101,7 +104,7 @@ class Layer {
 
   double run_step(Engine& engine, int step) {
     engine.begin_step(step, /*branch=*/0);
-    const AttentionStream stream{0, shape_.seq_len, &weights_, x_, {}, out_};
+    const AttentionStream stream{0, shape_.seq_len, &weights_, x_, {}, out_, residual_, gate_};
     return time_once(backend_, shape_, [&] { engine.attend(/*layer=*/0, {&stream, 1}, {}); });
   }
 
@@ -110,7 +113,7 @@ class Layer {
   SparseSymbols symbols_;
   PackedWeight packed_[4];
   StreamWeights weights_;
-  Tensor x_, out_;
+  Tensor x_, out_, residual_, gate_;
   std::unique_ptr<Engine> engine_, dense_engine_;
 };
 

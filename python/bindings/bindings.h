@@ -71,6 +71,7 @@ void bind_arrays(nb::module_& module);
 void bind_backend(nb::module_& module);
 void bind_symbols(nb::module_& module);
 void bind_operators(nb::module_& module);
+void bind_selection(nb::module_& module);
 void bind_pipeline(nb::module_& module);
 
 }  // namespace flashomni::python

@@ -37,6 +37,7 @@ NB_MODULE(_core, module) {
   bind_backend(module);
   bind_symbols(module);
   bind_operators(module);
+  bind_selection(module);
   bind_pipeline(module);
 }
 

@@ -1,27 +1,39 @@
-// operators.cpp -- attention, the two projections, and the selection policy.
+// operators.cpp -- attention and the two projections.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
 #include "flashomni/attention.h"
 #include "flashomni/error.h"
 #include "flashomni/gemm.h"
-#include "flashomni/policy.h"
 
 namespace flashomni::python {
 namespace {
 
+// Of AttentionReuse, which only sees them.
+struct ReuseTerms {
+  std::vector<ConstTensorView> terms;
+  std::vector<float> coefficients;
+};
+
+ReuseTerms make_reuse(const std::vector<const Array*>& terms, std::vector<float> coefficients) {
+  ReuseTerms reuse{{}, std::move(coefficients)};
+  std::ranges::transform(terms, std::back_inserter(reuse.terms), &view_or_none);
+  return reuse;
+}
+
 void attention(LockedBackend& backend, const AttentionPlan& plan, const Array& q, const Array& k,
                const Array& v, float scale, const Array& out, const Array* lse,
-               std::uintptr_t stream) {
+               const ReuseTerms& reuse, std::uintptr_t stream) {
   backend.run([&](Backend& b) {
     flashomni::attention(b, plan, q.view, k.view, v.view, scale, out.view, view_or_none(lse),
-                         stream_of(stream));
+                         stream_of(stream), {reuse.terms, reuse.coefficients});
   });
 }
 
@@ -38,9 +50,20 @@ void gemm_q(LockedBackend& backend, const GemmPlan& plan, const Array& x,
   });
 }
 
+// Where a projection goes: `out`, or `residual` through `gate`.
+struct Destination {
+  const Array *out, *residual, *gate;
+};
+
 OutputProjection make_projection(const PackedWeight& weight, const Array* bias, const Array& o,
-                                 const Array* mlp, const Array& out) {
-  return {&weight, view_or_none(bias), o.view, view_or_none(mlp), out.view};
+                                 const Array* mlp, const Destination& to) {
+  return {&weight,
+          view_or_none(bias),
+          o.view,
+          view_or_none(mlp),
+          view_or_none(to.out),
+          view_or_none(to.residual),
+          view_or_none(to.gate)};
 }
 
 BiasCacheView make_bias_cache(const std::vector<const Array*>& terms, const Array& valid_order) {
@@ -70,60 +93,6 @@ void gemm_o_dispatch(LockedBackend& backend, const GemmPlan& plan,
   });
 }
 
-void check_pooled(const char* name, ConstTensorView tensor, const Backend& backend) {
-  check_device(name, tensor, backend);
-  if (tensor.size(3) > 1 && tensor.stride(3) != 1) {
-    throw Error(ErrorCode::kInvalidArgument, std::string(name) + " has stride " +
-                                                 std::to_string(tensor.stride(3)) +
-                                                 " in its last axis, expected 1");
-  }
-}
-
-// Caches and skips blocks of `symbols` by q and k; returns the scores C and G.
-nb::tuple policy(LockedBackend& backend, const FlashOmniOptions& options, const Array& q,
-                 const Array& k, SparseSymbols& symbols, std::uintptr_t stream) {
-  const SelectionScores scores = backend.run([&](Backend& b) {
-    check_pooled("policy: q", q.view, b);
-    check_pooled("policy: k", k.view, b);
-    BlockScores pooled;
-    b.block_scores(q.view, k.view, symbols.q_grid(), symbols.kv_grid(),
-                   {.similarity = options.sim_threshold.has_value(),
-                    .subtract_k_mean = options.subtract_k_mean,
-                    .log_count_bias = options.log_count_bias},
-                   pooled, stream_of(stream));
-    return select_flashomni(options, /*ramp=*/1, pooled, symbols);
-  });
-  return nb::make_tuple(scores.c, scores.g);
-}
-
-PolicyScope scope_of(const std::string& name) {
-  if (name == "head") return PolicyScope::kHead;
-  if (name == "layer") return PolicyScope::kLayer;
-  throw Error(ErrorCode::kInvalidArgument,
-              "policy: scope is '" + name + "', allowed are 'head' and 'layer'");
-}
-
-void bind_policy(nb::module_& module) {
-  nb::class_<FlashOmniOptions>(module, "FlashOmniOptions")
-      .def(nb::init<>())
-      .def_rw("tau_q", &FlashOmniOptions::tau_q)
-      .def_rw("tau_kv", &FlashOmniOptions::tau_kv)
-      .def_prop_rw(
-          "scope",
-          [](const FlashOmniOptions& o) {
-            return std::string(o.scope == PolicyScope::kHead ? "head" : "layer");
-          },
-          [](FlashOmniOptions& o, const std::string& name) { o.scope = scope_of(name); })
-      .def_rw("sim_threshold", &FlashOmniOptions::sim_threshold, nb::arg().none())
-      .def_rw("keep_text_kv", &FlashOmniOptions::keep_text_kv)
-      .def_rw("subtract_k_mean", &FlashOmniOptions::subtract_k_mean)
-      .def_rw("log_count_bias", &FlashOmniOptions::log_count_bias);
-  module.def("policy", policy, nb::arg("backend"), nb::arg("options"), nb::arg("q"), nb::arg("k"),
-             nb::arg("symbols"), nb::arg("stream"),
-             nb::sig("def policy(backend: Backend, options: FlashOmniOptions, q: Array, k: Array, "
-                     "symbols: SparseSymbols, stream: int) -> tuple[list[float], list[float]]"));
-}
-
 void bind_gemm_arguments(nb::module_& module) {
   nb::class_<NormRope>(module, "NormRope")
       .def(
@@ -137,12 +106,15 @@ void bind_gemm_arguments(nb::module_& module) {
       .def(
           "__init__",
           [](OutputProjection* self, const PackedWeight& weight, const Array* bias, const Array& o,
-             const Array* mlp, const Array& out) {
-            new (self) OutputProjection(make_projection(weight, bias, o, mlp, out));
+             const Array* mlp, const Array* out, const Array* residual, const Array* gate) {
+            new (self)
+                OutputProjection(make_projection(weight, bias, o, mlp, {out, residual, gate}));
           },
           nb::arg("weight"), nb::arg("bias").none(), nb::arg("o"), nb::arg("mlp").none(),
-          nb::arg("out"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
-          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>());
+          nb::arg("out").none(), nb::arg("residual").none(), nb::arg("gate").none(),
+          nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
+          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(),
+          nb::keep_alive<1, 8>());
   nb::class_<BiasCacheView>(module, "BiasCacheView")
       .def(
           "__init__",
@@ -156,10 +128,18 @@ void bind_gemm_arguments(nb::module_& module) {
 }  // namespace
 
 void bind_operators(nb::module_& module) {
+  nb::class_<ReuseTerms>(module, "AttentionReuse")
+      .def(
+          "__init__",
+          [](ReuseTerms* self, const std::vector<const Array*>& terms,
+             const std::vector<float>& coefficients) {
+            new (self) ReuseTerms(make_reuse(terms, coefficients));
+          },
+          nb::arg("terms"), nb::arg("coefficients"));
   bind_gemm_arguments(module);
   module.def("attention", attention, nb::arg("backend"), nb::arg("plan"), nb::arg("q"),
              nb::arg("k"), nb::arg("v"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none(),
-             nb::arg("stream"));
+             nb::arg("reuse"), nb::arg("stream"));
   module.def("gemm_q", gemm_q, nb::arg("backend"), nb::arg("plan"), nb::arg("x"), nb::arg("weight"),
              nb::arg("bias").none(), nb::arg("epilogue"), nb::arg("out"), nb::arg("stream"));
   module.def("gemm_o_update", gemm_o_update, nb::arg("backend"), nb::arg("plan"),
@@ -167,7 +147,6 @@ void bind_operators(nb::module_& module) {
              nb::arg("stream"));
   module.def("gemm_o_dispatch", gemm_o_dispatch, nb::arg("backend"), nb::arg("plan"),
              nb::arg("projection"), nb::arg("coefficients"), nb::arg("cache"), nb::arg("stream"));
-  bind_policy(module);
 }
 
 }  // namespace flashomni::python

@@ -11,6 +11,7 @@
 #include "bindings.h"
 #include "flashomni/error.h"
 #include "flashomni/plan.h"
+#include "flashomni/selection.h"
 
 namespace flashomni::python {
 namespace {
@@ -57,20 +58,33 @@ SparseSymbols from_official_bytes(const BlockGrid& q_grid, const BlockGrid& kv_g
                           skip_indptr});
 }
 
-AttentionPlan attention_plan(LockedBackend& backend, const SparseSymbols& symbols,
-                             std::uintptr_t stream) {
-  AttentionPlan plan;
+// Plans from symbols on the host or from words in the backend's memory; over a plan that there is,
+// whose memory is used again.
+void build(LockedBackend& backend, const SparseSymbols& symbols, AttentionPlan& plan,
+           std::uintptr_t stream) {
   backend.run([&](Backend& b) { b.build_attention_plan(symbols, plan, stream_of(stream)); });
-  return plan;
+}
+void build(LockedBackend& backend, const SymbolWords& words, AttentionPlan& plan,
+           std::uintptr_t stream) {
+  backend.run([&](Backend& b) { b.build_attention_plan_from(words, plan, stream_of(stream)); });
 }
 
-GemmPlan gemm_plan(LockedBackend& backend, const SparseSymbols& symbols, int first_token,
-                   int num_tokens, const SparseSymbols* previous, std::uintptr_t stream) {
-  GemmPlan plan;
+// The tokens of the sequence that a projection's rows are.
+struct TokenRange {
+  int first, count;
+};
+
+void build(LockedBackend& backend, const SparseSymbols& symbols, const TokenRange& tokens,
+           const SparseSymbols* previous, GemmPlan& plan, std::uintptr_t stream) {
   backend.run([&](Backend& b) {
-    b.build_gemm_plan(symbols, first_token, num_tokens, previous, plan, stream_of(stream));
+    b.build_gemm_plan(symbols, tokens.first, tokens.count, previous, plan, stream_of(stream));
   });
-  return plan;
+}
+void build(LockedBackend& backend, const SymbolWords& words, const TokenRange& tokens,
+           const SymbolWords* previous, GemmPlan& plan, std::uintptr_t stream) {
+  backend.run([&](Backend& b) {
+    b.build_gemm_plan_from(words, tokens.first, tokens.count, previous, plan, stream_of(stream));
+  });
 }
 
 void bind_stats(nb::module_& module) {
@@ -88,25 +102,63 @@ void bind_stats(nb::module_& module) {
       .def_prop_ro("density", &SymbolStats::density);
 }
 
-void bind_plans(nb::module_& module) {
-  nb::class_<AttentionPlan>(module, "AttentionPlan")
+void bind_words(nb::module_& module) {
+  nb::class_<SymbolWords>(module, "SymbolWords", "The symbols of a layer in a backend's memory.")
       .def(
           "__init__",
-          [](AttentionPlan* self, LockedBackend& backend, const SparseSymbols& symbols,
+          [](SymbolWords* self, LockedBackend& backend, const BlockGrid& q_grid,
+             const BlockGrid& kv_grid, int num_heads) {
+            new (self) SymbolWords(backend.run(
+                [&](Backend& b) { return make_symbol_words(b, q_grid, kv_grid, num_heads); }));
+          },
+          nb::arg("backend"), nb::arg("q_grid"), nb::arg("kv_grid"), nb::arg("num_heads"),
+          nb::keep_alive<1, 2>())
+      .def(
+          "upload",
+          [](SymbolWords& self, LockedBackend& backend, const SparseSymbols& symbols,
              std::uintptr_t stream) {
-            new (self) AttentionPlan(attention_plan(backend, symbols, stream));
+            backend.run([&](Backend& b) { upload_symbols(b, symbols, self, stream_of(stream)); });
           },
-          nb::arg("backend"), nb::arg("symbols"), nb::arg("stream"), nb::keep_alive<1, 2>());
-  nb::class_<GemmPlan>(module, "GemmPlan")
+          nb::arg("backend"), nb::arg("symbols"), nb::arg("stream"))
       .def(
-          "__init__",
-          [](GemmPlan* self, LockedBackend& backend, const SparseSymbols& symbols, int first_token,
-             int num_tokens, const SparseSymbols* previous, std::uintptr_t stream) {
-            new (self)
-                GemmPlan(gemm_plan(backend, symbols, first_token, num_tokens, previous, stream));
+          "download",
+          [](const SymbolWords& self, LockedBackend& backend, std::uintptr_t stream) {
+            return backend.run(
+                [&](Backend& b) { return download_symbols(b, self, stream_of(stream)); });
           },
-          nb::arg("backend"), nb::arg("symbols"), nb::arg("first_token"), nb::arg("num_tokens"),
-          nb::arg("previous").none(), nb::arg("stream"), nb::keep_alive<1, 2>());
+          nb::arg("backend"), nb::arg("stream"));
+}
+
+template <typename Symbols>
+void bind_attention_plan(nb::class_<AttentionPlan>& plan, const char* symbols) {
+  const auto build_it = [](AttentionPlan& self, LockedBackend& backend, const Symbols& from,
+                           std::uintptr_t stream) { build(backend, from, self, stream); };
+  plan.def("build", build_it, nb::arg("backend"), nb::arg(symbols), nb::arg("stream"),
+           nb::keep_alive<1, 2>());
+}
+
+template <typename Symbols>
+void bind_gemm_plan(nb::class_<GemmPlan>& plan, const char* symbols) {
+  const auto build_it = [](GemmPlan& self, LockedBackend& backend, const Symbols& from,
+                           int first_token, int num_tokens, const Symbols* previous,
+                           std::uintptr_t stream) {
+    build(backend, from, {first_token, num_tokens}, previous, self, stream);
+  };
+  plan.def("build", build_it, nb::arg("backend"), nb::arg(symbols), nb::arg("first_token"),
+           nb::arg("num_tokens"), nb::arg("previous").none(), nb::arg("stream"),
+           nb::keep_alive<1, 2>());
+}
+
+// From symbols on the host, or from words in the backend's memory; a plan may be built again.
+void bind_plans(nb::module_& module) {
+  nb::class_<AttentionPlan> attention(module, "AttentionPlan");
+  attention.def(nb::init<>());
+  bind_attention_plan<SparseSymbols>(attention, "symbols");
+  bind_attention_plan<SymbolWords>(attention, "words");
+  nb::class_<GemmPlan> gemm(module, "GemmPlan");
+  gemm.def(nb::init<>());
+  bind_gemm_plan<SparseSymbols>(gemm, "symbols");
+  bind_gemm_plan<SymbolWords>(gemm, "words");
 }
 
 }  // namespace
@@ -146,6 +198,7 @@ void bind_symbols(nb::module_& module) {
           nb::arg("cache"), nb::arg("skip"))
       .def("stats", &SparseSymbols::stats);
   bind_stats(module);
+  bind_words(module);
   bind_plans(module);
 }
 

@@ -105,6 +105,15 @@ def is_capturing(stream: int) -> bool:
     return stream != 0 and torch is not None and torch.cuda.is_current_stream_capturing()
 
 
+def refuse_while_capturing(op: str, what: str, stream: int) -> None:
+    """`what` says what cannot be done then."""
+    if is_capturing(stream):
+        raise RuntimeError(
+            f"{op}: {what} while a CUDA graph captures stream {stream:#x}; make the same calls on "
+            "that stream once before the capture"
+        )
+
+
 def as_rows(matrix: Any, dtype: str) -> Any:
     """A device matrix rounded to `dtype`, its rows of stride 1, by its own framework, if that is
     torch or CuPy; the same object if it is so already."""

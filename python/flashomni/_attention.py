@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from . import _core, _plans
 from ._backend import Backend
-from ._call import Call
+from ._call import Call, taylor
 from ._symbols import Symbols
 
 
@@ -20,6 +21,8 @@ def attention(
     out: Any = None,
     return_lse: bool = False,
     *,
+    reuse: Sequence[Any] | None = None,
+    steps_since_update: float = 1,
     backend: Backend | None = None,
 ) -> Any:
     """softmax(scale q k^T) v over the live blocks of `symbols`, normalised over the kept keys.
@@ -31,6 +34,9 @@ def attention(
     scale     of the logits; None = head_dim ** -0.5
     out       like q: written and returned; rows of cached blocks, and rows past an item's length,
               keep what they hold. None: new memory, where such rows are 0
+    reuse     one to three arrays like q, all float32 or all in q's dtype: what `out` was at an
+              update, and its finite differences. Rows of cached blocks then become
+              sum over n of k^n / n! reuse[n], k = steps_since_update, while the others are computed
     returns   out; with return_lse (out, lse), lse [batch, num_heads, seq_len] float32 in natural
               log, NaN in rows that were not computed. A computed row without a key block has
               out = 0, lse = -inf
@@ -45,6 +51,8 @@ def attention(
         out = call.new_output(call.first.shape, all_written=symbols is None)
     if symbols is None:
         symbols = _plans.dense(batch, num_heads, seq_len, num_kv_tokens)
+    given = () if reuse is None else reuse
+    terms = [call.view(f"reuse[{n}]", term, 4) for n, term in enumerate(given)]
     lse = call.kind.full((batch, num_heads, seq_len), "f32", math.nan) if return_lse else None
     _core.attention(
         call.backend._core,
@@ -54,7 +62,8 @@ def attention(
         v_view,
         head_dim**-0.5 if scale is None else scale,
         call.writable("out", out),
-        None if lse is None else call.writable("lse", lse),
+        call.optional_writable("lse", lse),
+        _core.AttentionReuse(terms, taylor(len(terms), steps_since_update)),
         call.stream,
     )
     return (out, lse) if return_lse else out

@@ -41,8 +41,9 @@ class Backend:
     def description(self) -> str:
         return self._core.description
 
-    def _reads_weights_of(self, other: Backend) -> bool:
-        """Whether a weight packed for `other` is in the order, and the memory, of this backend."""
+    def _shares_memory_with(self, other: Backend) -> bool:
+        """Whether this backend reads what `other` wrote into its memory, in its own order: packed
+        weights, symbols."""
         mine, others = self._core, other._core
         return mine.name == others.name and mine.device_index == others.device_index
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from . import _arrays, _core
 from ._backend import Backend, backend_for
+
+
+def taylor(num_terms: int, steps: float) -> list[float]:
+    """What a forecast multiplies its terms by: steps^n / n!."""
+    return [steps**n / math.factorial(n) for n in range(num_terms)]
 
 
 class Call:
@@ -33,6 +39,9 @@ class Call:
     def parameter(self, name: str, array: Any) -> _core.Array | None:
         """A bias or norm weight, which backends want in float32."""
         return None if array is None else self.view(name, _arrays.as_f32(array))
+
+    def optional_writable(self, name: str, array: Any) -> _core.Array | None:
+        return None if array is None else self.writable(name, array)
 
     def writable(self, name: str, array: Any) -> _core.Array:
         return _arrays.view(self.op, name, array, writable=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from . import _arrays, _core, _plans
 from ._backend import Backend
-from ._call import Call
+from ._call import Call, taylor
 from ._symbols import Symbols
 
 _DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -75,7 +74,7 @@ def _packed(call: Call, w: Any, num_heads: int | None) -> _core.Weight:
                 "backend=...) brings a weight of host memory to the GPU once"
             )
         return _pack(call, w, num_heads, call.first.dtype)
-    if not w._backend._reads_weights_of(call.backend):
+    if not w._backend._shares_memory_with(call.backend):
         raise ValueError(
             f"{call.op}: w was packed for another backend, {w._backend.name} instead of "
             f"{call.backend.name}"
@@ -168,10 +167,22 @@ class BiasCache:
         self.terms = list(terms)
         self.symbols = symbols
         self.valid_order = valid_order
+        self._version = symbols._version
 
     @property
     def order(self) -> int:
         return len(self.terms) - 1
+
+    def _symbols_of_update(self, op: str) -> Symbols:
+        if self.symbols._version != self._version:
+            raise ValueError(
+                f"{op}: the symbols of bias_cache were renewed by policy since its update; renew "
+                "others, two Symbols in turn"
+            )
+        return self.symbols
+
+    def _updated(self, symbols: Symbols) -> None:
+        self.symbols, self._version = symbols, symbols._version
 
     def _view(self, call: Call, q_blocks: int) -> _core.BiasCacheView:
         if self.valid_order is None:
@@ -193,6 +204,8 @@ def gemm_o_update(
     steps_since_update: float = 1,
     out: Any = None,
     *,
+    residual: Any = None,
+    gate: Any = None,
     text_offset: int = 0,
     bias_cache_dtype: str | None = None,
     backend: Backend | None = None,
@@ -210,15 +223,18 @@ def gemm_o_update(
     steps_since_update   between that update and this one
     out       [batch, num_rows, out_features] in o's dtype; rows past an item's length keep their
               value. None: new memory, where they are 0
+    residual  [batch, num_rows, out_features] float32, instead of out: the result is added to it,
+              not rounded before
+    gate      [out_features], multiplies what is added to residual; None = 1
     text_offset  as in gemm_q
     bias_cache_dtype   of a new bias cache: "float32" (None), or on CUDA also the name of o's dtype,
               which halves what a dispatch step reads of it
-    returns   out, bias_cache
+    returns   out or residual, bias_cache
     Raises ValueError naming the argument that does not fit.
     """
     call = Call("gemm_o_update", "o", o, 3, backend)
     weight = _packed(call, w, None)
-    previous = None if bias_cache is None else bias_cache.symbols
+    previous = None if bias_cache is None else bias_cache._symbols_of_update(call.op)
     plan, q_blocks = _plans.gemm_plan(
         call.op, symbols, call.first.shape[1], text_offset, call.backend, call.stream, previous
     )
@@ -232,14 +248,16 @@ def gemm_o_update(
         raise ValueError(f"gemm_o_update: order is {order}, bias_cache has {bias_cache.order}")
     elif bias_cache_dtype is not None:
         raise ValueError("gemm_o_update: bias_cache_dtype is given beside a bias_cache")
-    if out is None:
+    if out is None and residual is None:
         out = call.new_output(shape, all_written=False)
     projection = _core.OutputProjection(
         weight,
         call.parameter("bias", bias),
         call.first,
         call.optional("mlp", mlp),
-        call.writable("out", out),
+        call.optional_writable("out", out),
+        call.optional_writable("residual", residual),
+        call.parameter("gate", gate),
     )
     _core.gemm_o_update(
         call.backend._core,
@@ -249,8 +267,8 @@ def gemm_o_update(
         bias_cache._view(call, q_blocks),
         call.stream,
     )
-    bias_cache.symbols = symbols
-    return out, bias_cache
+    bias_cache._updated(symbols)
+    return out if residual is None else residual, bias_cache
 
 
 def gemm_o_dispatch(
@@ -261,6 +279,8 @@ def gemm_o_dispatch(
     steps_since_update: float = 1,
     out: Any = None,
     *,
+    residual: Any = None,
+    gate: Any = None,
     text_offset: int = 0,
     backend: Backend | None = None,
 ) -> Any:
@@ -268,25 +288,31 @@ def gemm_o_dispatch(
     cached ones sum over n of k^n / n! terms[n], k = steps_since_update.
 
     Arguments as in gemm_o_update. `o` of cached heads is never read; there is no bias, because the
-    bias cache contains it. Returns out.
+    bias cache contains it. Returns out, or residual.
     """
     call = Call("gemm_o_dispatch", "o", o, 3, backend)
     weight = _packed(call, w, None)
+    symbols = bias_cache._symbols_of_update(call.op)
     plan, q_blocks = _plans.gemm_plan(
-        call.op, bias_cache.symbols, call.first.shape[1], text_offset, call.backend, call.stream
+        call.op, symbols, call.first.shape[1], text_offset, call.backend, call.stream
     )
-    if out is None:
+    if out is None and residual is None:
         out = call.new_output((*call.first.shape[:2], weight.out_features), all_written=False)
     projection = _core.OutputProjection(
-        weight, None, call.first, call.optional("mlp", mlp), call.writable("out", out)
+        weight,
+        None,
+        call.first,
+        call.optional("mlp", mlp),
+        call.optional_writable("out", out),
+        call.optional_writable("residual", residual),
+        call.parameter("gate", gate),
     )
-    k = steps_since_update
     _core.gemm_o_dispatch(
         call.backend._core,
         plan,
         projection,
-        [k**n / math.factorial(n) for n in range(bias_cache.order + 1)],
+        taylor(bias_cache.order + 1, steps_since_update),
         bias_cache._view(call, q_blocks),
         call.stream,
     )
-    return out
+    return out if residual is None else residual

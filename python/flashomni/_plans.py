@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _arrays, _core
 from ._backend import Backend
 from ._symbols import Axes, Symbols
+
+
+class Kept(NamedTuple):
+    """A plan, and the versions of the symbols it was built of: of others it is built again."""
+
+    plan: Any
+    versions: tuple[int, int | None]
+    q_blocks: int = 0  # of the whole sequence, where a projection has a part
 
 
 @functools.lru_cache(maxsize=16)
@@ -21,29 +29,37 @@ def attention_plan(
 ) -> _core.AttentionPlan:
     axes = Axes(num_tokens, num_kv_tokens, *symbols._text)
     key = (axes, backend._core, stream)
-    if key in symbols._plans:
-        return symbols._plans[key]
-    _refuse_while_capturing("attention", stream)
+    kept, versions = symbols._plans.get(key), (symbols._version, None)
+    if kept is not None and kept.versions == versions:
+        return kept.plan
+    if kept is None:
+        _arrays.refuse_while_capturing("attention", "a plan cannot be made", stream)
+    words = symbols._words_for(backend)
+    _check_lengths(symbols, axes, words is not None)
+    plan = _core.AttentionPlan() if kept is None else kept.plan
+    plan.build(backend._core, symbols._resolve(axes) if words is None else words, stream)
+    symbols._plans[key] = Kept(plan, versions)
+    return plan
+
+
+def _check_lengths(symbols: Symbols, axes: Axes, exactly: bool) -> None:
+    """Masks serve all lengths of so many blocks, words only those they were chosen for."""
     q_blocks, kv_blocks = symbols._blocks.num_blocks(axes)
     if q_blocks != symbols.num_q_blocks:
         raise ValueError(
-            f"attention: q has {num_tokens} tokens, that is {q_blocks} blocks of "
+            f"attention: q has {axes.num_tokens} tokens, that is {q_blocks} blocks of "
             f"{symbols.block_q}, but symbols have {symbols.num_q_blocks}"
         )
-    if symbols._skip is not None and kv_blocks != symbols.num_kv_blocks:
+    has_kv_blocks = exactly or symbols._skip is not None
+    if has_kv_blocks and kv_blocks != symbols.num_kv_blocks:
         raise ValueError(
-            f"attention: k has {num_kv_tokens} tokens, that is {kv_blocks} blocks of "
+            f"attention: k has {axes.num_kv_tokens} tokens, that is {kv_blocks} blocks of "
             f"{symbols.block_kv}, but symbols have {symbols.num_kv_blocks}"
         )
-    symbols._plans[key] = _core.AttentionPlan(backend._core, symbols._resolve(axes), stream)
-    return symbols._plans[key]
-
-
-def _refuse_while_capturing(op: str, stream: int) -> None:
-    if _arrays.is_capturing(stream):
-        raise RuntimeError(
-            f"{op}: a plan cannot be made while a CUDA graph captures stream {stream:#x}; make the "
-            "same calls on that stream once before the capture"
+    if exactly and axes != symbols._nominal:
+        raise ValueError(
+            f"attention: q and k have {axes.num_tokens} and {axes.num_kv_tokens} tokens, but "
+            f"symbols were chosen for {symbols._num_tokens} and {symbols._num_kv_tokens}"
         )
 
 
@@ -78,18 +94,37 @@ def gemm_plan(
     stream: int,
     previous: Symbols | None = None,
 ) -> tuple[_core.GemmPlan, int]:
-    """The plan, and the number of q blocks of the whole sequence. It is kept unless `previous` is
-    another Symbols: such a plan is used once, and would keep the symbols before it."""
-    key: tuple[Any, ...] = (text_offset, num_rows, previous is symbols, backend._core, stream)
-    if key in symbols._plans:
-        return symbols._plans[key]
-    _refuse_while_capturing(op, stream)
+    """The plan, and the number of q blocks of the whole sequence."""
+    of_previous = "none" if previous is None else "same" if previous is symbols else "other"
+    key: tuple[Any, ...] = (text_offset, num_rows, of_previous, backend._core, stream)
+    versions = symbols._version, None if previous is None else previous._version
+    kept = symbols._plans.get(key)
+    if kept is not None and kept.versions == versions:
+        return kept.plan, kept.q_blocks
+    if kept is None:
+        _arrays.refuse_while_capturing(op, "a plan cannot be made", stream)
     axes = _row_axes(op, symbols, num_rows, text_offset)
     q_blocks, _ = symbols._blocks.num_blocks(axes)
-    before = None if previous is None else previous._resolve(axes)
-    plan = _core.GemmPlan(
-        backend._core, symbols._resolve(axes), text_offset, num_rows, before, stream
-    )
-    if previous is None or previous is symbols:
-        symbols._plans[key] = plan, q_blocks
+    plan = _core.GemmPlan() if kept is None else kept.plan
+    words = symbols._words_for(backend)
+    if words is None:
+        before = None if previous is None else previous._resolve(axes)
+        now = symbols._resolve(axes)
+        plan.build(backend._core, now, text_offset, num_rows, before, stream)
+    else:
+        before = None if previous is None else _as_words(previous, symbols, backend, stream)
+        plan.build(backend._core, words, text_offset, num_rows, before, stream)
+    symbols._plans[key] = Kept(plan, versions, q_blocks)
     return plan, q_blocks
+
+
+def _as_words(symbols: Symbols, like: Symbols, backend: Backend, stream: int) -> _core.SymbolWords:
+    """Of the grids of `like`, for the cached blocks alone; uploaded, which waits, if they were not
+    chosen on the device."""
+    words = symbols._words_for(backend)
+    if words is None:
+        _arrays.refuse_while_capturing("Symbols", "they cannot be uploaded", stream)
+        grids = like._blocks.grids(like._nominal)
+        words = _core.SymbolWords(backend._core, *grids, like.num_heads)
+        words.upload(backend._core, symbols._cached_blocks(grids), stream)
+    return words

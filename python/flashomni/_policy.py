@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
+from . import _arrays, _core
 from ._backend import Backend
 from ._call import Call
-from ._symbols import Axes, Blocks, Symbols, _lengths
+from ._symbols import Axes, Blocks, DeviceWords, Symbols, _lengths
 
 
 class PolicyResult(NamedTuple):
@@ -36,6 +36,7 @@ def policy(
     subtract_k_mean: bool = False,
     log_count_bias: bool = False,
     seq_len: Any = None,
+    symbols: Symbols | None = None,
     backend: Backend | None = None,
 ) -> PolicyResult:
     """The selection of arXiv:2509.25401: symbols for the layer whose Q and K these are.
@@ -52,7 +53,10 @@ def policy(
     keep_text_kv    never skip text columns
     subtract_k_mean, log_count_bias   pool K minus its mean over the tokens; give short blocks
               logits that reflect their number of tokens
-    returns   (symbols, c_score, g_score); the scores are those before any sum over heads
+    symbols   of an earlier call for such a q and k: they become the new choice and are returned, in
+              the memory that they and their plans have. None = new ones
+    returns   (symbols, c_score, g_score); the scores are those before any sum over heads, on the
+              device of q. On a GPU the symbols stay there and nothing waits for it
     Raises ValueError naming the argument that does not fit.
     """
     call = Call("policy", "q", q, 4, backend)
@@ -67,12 +71,66 @@ def policy(
     lengths = _lengths("seq_len", seq_len, batch)
     blocks = Blocks(batch, num_heads, block_q, block_kv, lengths, lengths)
     axes = Axes(num_tokens, num_tokens, text_tokens, text_position)
-    selected = _core.SparseSymbols(*blocks.grids(axes), num_heads, None, None)
-    scores = _core.policy(call.backend._core, options, call.first, k_view, selected, call.stream)
+    if symbols is not None and (symbols._blocks, symbols._nominal) != (blocks, axes):
+        raise ValueError(
+            f"policy: symbols are {symbols._blocks} of {symbols._nominal}, expected {blocks} of "
+            f"{axes}"
+        )
+    if _is_on_device(call):
+        words = None if symbols is None else symbols._words_for(call.backend)
+        chosen = _select_on_device(call, k_view, options, blocks, axes, words)
+    else:
+        chosen = _select_on_host(call, k_view, options, blocks, axes)
+    if symbols is None:
+        return chosen
+    symbols._renew(chosen.symbols)
+    return chosen._replace(symbols=symbols)
+
+
+def _is_on_device(call: Call) -> bool:
+    return call.first.is_cuda
+
+
+def _select_on_host(
+    call: Call,
+    k: _core.Array,
+    options: _core.FlashOmniOptions,
+    blocks: Blocks,
+    axes: Axes,
+) -> PolicyResult:
+    selected = _core.SparseSymbols(*blocks.grids(axes), blocks.num_heads, None, None)
+    scores = _core.policy(call.backend._core, options, call.first, k, selected, call.stream)
     symbols = Symbols._from_core(blocks, axes, selected)
-    shape = (batch, num_heads, symbols.num_q_blocks)
+    shape = (blocks.batch, blocks.num_heads, symbols.num_q_blocks)
     c_score, g_score = (np.array(score, np.float32).reshape(shape) for score in scores)
     return PolicyResult(symbols, call.kind.from_numpy(c_score), call.kind.from_numpy(g_score))
+
+
+def _select_on_device(
+    call: Call,
+    k: _core.Array,
+    options: _core.FlashOmniOptions,
+    blocks: Blocks,
+    axes: Axes,
+    words: _core.SymbolWords | None,
+) -> PolicyResult:
+    if words is None:
+        _arrays.refuse_while_capturing("policy", "new symbols cannot be made", call.stream)
+        grids = blocks.grids(axes)
+        words = _core.SymbolWords(call.backend._core, *grids, blocks.num_heads)
+    shape = (blocks.batch, blocks.num_heads, blocks.num_blocks(axes)[0])
+    c_score, g_score = (call.kind.empty(shape, "f32") for _ in range(2))
+    _core.select_symbols(
+        call.backend._core,
+        options,
+        call.first,
+        k,
+        words,
+        (call.writable("c_score", c_score), call.writable("g_score", g_score)),
+        call.stream,
+    )
+    symbols = Symbols._from_words(blocks, axes, DeviceWords(words, call.backend, call.stream))
+    return PolicyResult(symbols, c_score, g_score)
 
 
 def _check_k(call: Call, k: _core.Array) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _arrays, _core
+from ._backend import Backend
+
+_versions = itertools.count()
 
 
 class OfficialSymbols(NamedTuple):
@@ -54,6 +58,14 @@ class Blocks(NamedTuple):
         return q_grid.num_blocks, kv_grid.num_blocks
 
 
+class DeviceWords(NamedTuple):
+    """Symbols in the memory of a backend, as `policy` left them there."""
+
+    core: _core.SymbolWords
+    backend: Backend
+    stream: int  # that they were last written on
+
+
 def _mask(name: str, mask: Any, rank: int) -> np.ndarray | None:
     if mask is None:
         return None
@@ -82,12 +94,15 @@ def _capacity(num_blocks: int, block: int, text_tokens: int) -> int:
 
 
 class Symbols:
-    """The sparse symbols of one attention layer; immutable. Made by `from_masks`, `all_live`,
-    `from_official` or `policy`.
+    """The sparse symbols of one attention layer. Made by `from_masks`, `all_live`, `from_official`
+    or `policy`, and never changed but by `policy(..., symbols=)`.
 
     Per head, a bit of `cache` says whether a query block is computed (1) or reused (0), and a bit
     of `skip` whether a computed query block uses (1) a key block or leaves it out (0).
     Operators compile symbols to plans on first use and keep the plans here: reuse the object.
+    What `policy` chose on a GPU stays there, and plans for that GPU are made there. Masks,
+    statistics, repr, the published bytes, a host backend or another GPU bring it to the host, which
+    waits.
     """
 
     def __init__(
@@ -98,17 +113,20 @@ class Symbols:
         num_kv_tokens: int | None,
         cache: np.ndarray | None,
         skip: np.ndarray | None,
+        words: DeviceWords | None = None,
     ):
-        """For internal use."""
+        """For internal use. With `words` there are no masks, and both lengths."""
         self._blocks, self._text = blocks, text
         self._num_tokens, self._num_kv_tokens = num_tokens, num_kv_tokens
-        self._cache, self._skip = cache, skip
+        self._cache, self._skip, self._words = cache, skip, words
+        self._version = next(_versions)  # another one for every choice of symbols
         self._resolved: dict[Axes, _core.SparseSymbols] = {}
         self._plans: dict[tuple[Any, ...], Any] = {}
         if blocks.block_q < 1 or blocks.block_kv < 1:
             raise ValueError(f"Symbols: a block is {min(blocks[2:4])}, must be at least 1")
         self._nominal = self._nominal_axes()
-        self._resolve(self._nominal)  # checks every argument
+        if words is None:
+            self._resolve(self._nominal)  # checks every argument
 
     @classmethod
     def from_masks(
@@ -199,6 +217,22 @@ class Symbols:
         masks = _dense_masks(blocks, axes, symbols)
         return cls(blocks, text, axes.num_tokens, axes.num_kv_tokens, *masks)
 
+    @classmethod
+    def _from_words(cls, blocks: Blocks, axes: Axes, words: DeviceWords) -> Symbols:
+        text = axes.text_tokens, axes.text_position
+        return cls(blocks, text, axes.num_tokens, axes.num_kv_tokens, None, None, words)
+
+    def _renew(self, other: Symbols) -> None:
+        """Becomes `other`, of the same blocks and lengths; plans are made anew in their memory."""
+        self._cache, self._skip, self._words = other._cache, other._skip, other._words
+        self._version, self._resolved = other._version, other._resolved
+
+    def _words_for(self, backend: Backend) -> _core.SymbolWords | None:
+        """The words that this backend's kernels can read, if the symbols were chosen there."""
+        if self._words is None or not self._words.backend._shares_memory_with(backend):
+            return None
+        return self._words.core
+
     @property
     def batch(self) -> int:
         return self._blocks.batch
@@ -266,6 +300,8 @@ class Symbols:
         return Axes(num_tokens, num_kv_tokens, *self._text)
 
     def _resolve(self, axes: Axes) -> _core.SparseSymbols:
+        if self._words is not None and self._cache is None:
+            self._fetch(self._words)
         symbols = self._resolved.get(axes)
         if symbols is None:
             skip = None if axes.num_kv_tokens is None else self._skip
@@ -276,6 +312,21 @@ class Symbols:
                 _arrays.optional_view("Symbols", "skip", skip),
             )
         return symbols
+
+    def _cached_blocks(
+        self, grids: tuple[_core.BlockGrid, _core.BlockGrid]
+    ) -> _core.SparseSymbols:
+        """Of these grids, without skipped blocks."""
+        self._resolve(self._nominal)
+        cache = _arrays.optional_view("Symbols", "cache", self._cache)
+        return _core.SparseSymbols(*grids, self.num_heads, cache, None)
+
+    def _fetch(self, words: DeviceWords) -> None:
+        """Brings symbols that were chosen on a GPU to the host; waits for it."""
+        _arrays.refuse_while_capturing("Symbols", "none can be fetched", words.stream)
+        symbols = words.core.download(words.backend._core, words.stream)
+        self._resolved[self._nominal] = symbols
+        self._cache, self._skip = _dense_masks(self._blocks, self._nominal, symbols)
 
 
 def _dense_masks(

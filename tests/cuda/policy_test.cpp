@@ -227,6 +227,11 @@ TEST_F(GpuPolicy, EveryShape) {
   with(1, 2, 2, {500, 128, {}, 100, TextPosition::kFirst},
        {500, 16, {}, 100, TextPosition::kFirst});
   with(1, 1, 1, {2100, 2, {}, 60, TextPosition::kFirst}, {2100, 2, {}, 60, TextPosition::kFirst});
+  // So many rows that a thread block takes 16 of them instead of 4; few and many columns.
+  with(1, 64, 64, {500, 16, {}, 100, TextPosition::kFirst},
+       {500, 16, {}, 100, TextPosition::kFirst});
+  with(2, 12, 4, {1300, 8, {1300, 900}, 70, TextPosition::kLast},
+       {1300, 8, {1300, 900}, 70, TextPosition::kLast});
 }
 
 // Equal masses are taken by position, the thresholds being clear of whole blocks.
@@ -271,6 +276,31 @@ TEST_F(GpuPolicy, WritesEveryWordEachTime) {
     backend->select_symbols(dq, dk, none, 1, words, {}, {});
     EXPECT_EQ(download_symbols(*backend, words), all_live);
   }
+}
+
+// Kernels start before the one ahead has ended: calls that wait for nothing, in turns over the
+// words of three layers, give what each layer gives alone.
+TEST_F(GpuPolicy, SelectsInARow) {
+  PolicyCase c;
+  c.heads = c.kv_heads = 24;
+  c.q = c.kv = {4608, 128, {}, 512, TextPosition::kFirst};
+  std::vector<Tensor> qs, ks;
+  std::vector<SymbolWords> words;
+  std::vector<SparseSymbols> expected;
+  for (unsigned layer = 0; layer < 3; ++layer) {
+    const Tensor q = tokens(c, true, 1 + layer), k = tokens(c, false, 4 + layer);
+    expected.push_back(select(*backend, c, q, k).symbols);
+    qs.push_back(test::upload(*backend, q));
+    ks.push_back(test::upload(*backend, k));
+    words.push_back(make_symbol_words(*backend, c.q.grid(1), c.kv.grid(1), c.heads));
+  }
+  for (int i = 0; i < 300; ++i) {
+    backend->select_symbols(qs[i % 3], ks[i % 3], c.options, 1, words[i % 3], {}, {});
+  }
+  for (int layer = 0; layer < 3; ++layer) {
+    EXPECT_EQ(download_symbols(*backend, words[layer]), expected[layer]) << layer;
+  }
+  EXPECT_NE(expected[0], expected[1]);
 }
 
 TEST_F(GpuPolicy, ReadsStridedViews) {

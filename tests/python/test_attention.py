@@ -1,11 +1,14 @@
 """fo.attention against a masked softmax in float64."""
 
+import math
+
 import numpy as np
 import pytest
 
 import flashomni as fo
 import oracle
 from support import (
+    EPSILON,
     KINDS,
     attention_tolerance,
     expect_close,
@@ -138,6 +141,59 @@ def test_out_keeps_what_is_not_computed(backend, rng, kind):
     expect_close(out, np.where(np.isnan(expected), -7, expected), case.tolerance())
     untouched = np.isnan(expected)
     assert untouched.any() and (numbers(out)[untouched] == -7).all()
+
+
+def forecast(terms, k):
+    return sum(k**n / math.factorial(n) * numbers(term) for n, term in enumerate(terms))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("term", ["float32", "own"])
+def test_cached_rows_become_the_forecast(backend, rng, kind, term):
+    case = Case(rng, (2, 200, 200, 4, 2, 64, 64, 64, 0, "none"), kind)
+    term = kind[1] if term == "own" else term
+    terms = [make(rng.standard_normal(case.q.shape), (kind[0], term)) for _ in range(3)]
+    lengths = dict(seq_len=[200, 100])
+    expected, expected_lse = case.expected(**lengths)
+    cached = np.isnan(expected)
+    cached[1, 100:] = False
+    for count, k in ((1, 1), (3, 2.5)):
+        out = make(np.full(case.q.shape, -7.0), kind)
+        more = dict(reuse=terms[:count], steps_since_update=k, out=out, return_lse=True)
+        got, lse = fo.attention(
+            case.q, case.k, case.v, case.symbols(**lengths), backend=backend, **more
+        )
+        assert got is out and np.isnan(numbers(lse)).sum() == np.isnan(expected_lse).sum()
+        wanted = np.where(cached, forecast(terms[:count], k), expected)
+        tolerance = case.tolerance() + EPSILON[kind[1]] * np.abs(forecast(terms[:count], k)).max()
+        expect_close(out, np.where(np.isnan(wanted), -7, wanted), tolerance)
+    assert cached.any() and (numbers(out)[1, 100:] == -7).all()
+
+
+def test_reuse_without_out(backend, rng):
+    case = Case(rng, (1, 130, 130, 2, 2, 64, 64, 64, 0, "none"))
+    terms = rng.standard_normal((2, *case.q.shape)).astype(np.float32)
+    tensors = case.q, case.k, case.v, case.symbols()
+    out = fo.attention(*tensors, reuse=terms, steps_since_update=3, backend=backend)
+    given = np.zeros_like(case.q)
+    fo.attention(*tensors, reuse=list(terms), steps_since_update=3, out=given, backend=backend)
+    np.testing.assert_array_equal(out, given)
+
+
+def test_errors_of_reuse(rng):
+    case = Case(rng, (1, 130, 130, 2, 2, 64, 64, 64, 0, "none"))
+    tensors, half = (case.q, case.k, case.v, case.symbols()), case.q.astype(np.float16)
+    with pytest.raises(ValueError, match="attention: reuse has 4 terms, allowed are up to 3"):
+        fo.attention(*tensors, reuse=[case.q] * 4)
+    with pytest.raises(ValueError, match=r"attention: reuse.terms\[1\] is f16, expected f32"):
+        fo.attention(*tensors, reuse=[case.q, half])
+    with pytest.raises(ValueError, match=r"attention: reuse\[0\] has 3 axes, need 4"):
+        fo.attention(*tensors, reuse=[case.q[0]])
+    with pytest.raises(ValueError, match=r"attention: reuse.coefficients\[1\] is inf"):
+        fo.attention(*tensors, reuse=[case.q] * 2, steps_since_update=math.inf)
+    term = np.zeros_like(case.q)
+    with pytest.raises(ValueError, match=r"attention: out overlaps reuse.terms\[0\]"):
+        fo.attention(*tensors, reuse=[term], out=term)
 
 
 def test_strided_inputs_and_output(backend, rng):

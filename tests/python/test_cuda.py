@@ -1,4 +1,4 @@
-"""The operators on a GPU's torch tensors: where they lie, on the current stream, in CUDA graphs."""
+"""The operators on a GPU's torch tensors, where they lie."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ import flashomni as fo
 import oracle
 import test_attention
 import test_gemm
+from gpu import BF16, F16, torch
 from support import (
     EPSILON,
-    attention_tolerance,
     expect_close,
     gemm_tolerance,
     make,
@@ -17,18 +17,7 @@ from support import (
     same_kind,
 )
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-if not torch.cuda.is_available():
-    pytest.skip("torch sees no GPU", allow_module_level=True)
-for info in fo.backends():
-    if info.name == "cuda" and not info.available:
-        pytest.skip(f"the cuda backend cannot run: {info.detail}", allow_module_level=True)
-if "cuda" not in [info.name for info in fo.backends()]:
-    pytest.skip("this build has no CUDA backend", allow_module_level=True)
-
-BF16, F16 = ("cuda", "bfloat16"), ("cuda", "float16")
 KINDS = [pytest.param(BF16, id="bf16"), pytest.param(F16, id="f16")]
-LONG = 200_000_000  # clocks: a GPU at 2 GHz is busy for 0.1 s
 
 # as test_attention.SHAPES, with the head_dims and blocks that the GPU has kernels for
 SHAPES = [
@@ -99,6 +88,28 @@ def test_attention_on_views(rng):
         fo.attention(q, k, v, case.symbols(), out=wide[..., 64:])
         expect_close(wide[..., 64:], expected, case.tolerance())
         assert (wide[..., :64] == -7).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("term", ["float32", "own"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_cached_rows_become_the_forecast(rng, dim, term, kind):
+    case = test_attention.Case(rng, (2, 700, 700, 4, 2, dim, 128, 128, 0, "none"), kind)
+    terms = [
+        make(rng.standard_normal(tuple(case.q.shape)), ("cuda", kind[1] if term == "own" else term))
+        for _ in range(3)
+    ]
+    lengths = dict(seq_len=[700, 300])
+    expected, _ = case.expected(**lengths)
+    cached = np.isnan(expected)
+    cached[1, 300:] = False
+    out, value = filled(case.q, -7), test_attention.forecast(terms, 2)
+    more = dict(reuse=terms, steps_since_update=2, out=out)
+    assert fo.attention(case.q, case.k, case.v, case.symbols(**lengths), **more) is out
+    wanted = np.where(cached, value, expected)
+    tolerance = case.tolerance() + EPSILON[kind[1]] * np.abs(value).max()
+    expect_close(out, np.where(np.isnan(wanted), -7, wanted), tolerance)
+    assert cached.any() and (numbers(out)[1, 300:] == -7).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,6 +187,22 @@ def test_gemm_o_over_three_updates(rng, kind, term):
     expect_close(canary, expected, 8 * unit)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gemm_o_adds_to_a_residual(rng, kind):
+    case = projection_case(rng, kind, rows=250)
+    w, both = numbers(case.w_o_mlp), np.concatenate([numbers(case.o), numbers(case.mlp)], axis=2)
+    start, gate = rng.standard_normal((2, 250, 96)), make(rng.standard_normal(96), kind)
+    residual = make(start, ("cuda", "float32"))
+    more = dict(mlp=case.mlp, residual=residual, gate=gate)
+    got, cache = fo.gemm_o_update(case.o, case.w_o_mlp, case.symbols, case.bias_o, **more)
+    value = numbers(gate) * oracle.project(both, w, numbers(case.bias_o))
+    tolerance = 4 * gemm_tolerance(both, w, "float32")
+    assert got is residual
+    expect_close(residual, start + value, tolerance)
+    assert fo.gemm_o_dispatch(case.o, case.w_o_mlp, cache, **more) is residual
+    expect_close(residual, start + 2 * value, 3 * tolerance)
+
+
 def test_dispatch_never_reads_cached_heads(rng):
     case = projection_case(rng)
     _, cache = fo.gemm_o_update(case.o, case.w_o, case.symbols, bias_cache_dtype="bfloat16")
@@ -203,140 +230,6 @@ def test_weights_stay_where_they_are(rng):
     torch.cuda.current_stream().wait_stream(side)
     case.w_q.zero_()
     assert (fo.gemm_q(case.x, weight, case.symbols) == 0).all()
-
-
-class DispatchStep:
-    """GEMM-Q, attention and GEMM-O of one layer into buffers of its own."""
-
-    def __init__(self, rng, tokens=600, heads=6, kv_heads=2, dim=64):
-        width, blocks = heads * dim, -(-tokens // 128)
-        self.heads_shape = (2, tokens, heads, dim)
-
-        def draw(*shape):
-            return make(rng.standard_normal(shape) / 4, BF16)
-
-        self.x, self.w_q, self.w_o = draw(2, tokens, width), draw(width, width), draw(width, width)
-        self.k, self.v = (draw(2, tokens, kv_heads, dim) for _ in range(2))
-        cache = rng.integers(0, 2, (2, heads, blocks), np.uint8)
-        skip = rng.integers(0, 2, (2, heads, blocks, blocks), np.uint8)
-        self.symbols = fo.Symbols.from_masks(cache, skip, seq_len=[tokens, tokens - 90])
-        self.q, self.o, self.out = (torch.zeros_like(self.x) for _ in range(3))
-        first = draw(2, tokens, width)
-        _, self.bias_cache = fo.gemm_o_update(
-            first, self.w_o, self.symbols, order=1, bias_cache_dtype="bfloat16"
-        )
-
-    def project(self):
-        fo.gemm_q(self.x, self.w_q, self.symbols, out=self.q)
-
-    def attend(self):
-        q, o = self.q.view(self.heads_shape), self.o.view(self.heads_shape)
-        fo.attention(q, self.k, self.v, self.symbols, out=o)
-
-    def update(self):
-        fo.gemm_o_update(self.o, self.w_o, self.symbols, bias_cache=self.bias_cache, out=self.out)
-
-    def dispatch(self):
-        fo.gemm_o_dispatch(self.o, self.w_o, self.bias_cache, out=self.out)
-
-    def run(self):
-        self.project()
-        self.attend()
-        self.dispatch()
-        return self.out
-
-
-@pytest.mark.parametrize("operator", ["project", "attend", "update", "dispatch"])
-def test_operators_queue_on_the_current_stream_and_return(rng, operator):
-    step = DispatchStep(rng)
-    call, side = getattr(step, operator), torch.cuda.Stream()
-    operand = step.x if operator == "project" else step.q if operator == "attend" else step.o
-    result = dict(project=step.q, attend=step.o).get(operator, step.out)
-    operand.copy_(make(rng.standard_normal(tuple(operand.shape)), BF16))
-    right = operand.clone()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(side):
-        call()  # makes the plan
-        side.synchronize()
-        expected = result.clone()
-        operand.fill_(np.nan)
-        result.zero_()
-        side.synchronize()
-        torch.cuda._sleep(LONG)
-        operand.copy_(right)  # what the operator shall see is there only after the sleep
-        call()
-        assert not side.query(), "the operator waited for the GPU"
-    side.synchronize()
-    assert torch.equal(result, expected)
-
-
-def test_two_streams_at_once_share_symbols(rng):
-    case = test_attention.Case(rng, (1, 4000, 4000, 6, 6, 64, 128, 128, 0, "none"), BF16)
-    symbols, streams = case.symbols(), [torch.cuda.Stream() for _ in range(2)]
-    inputs = [(case.q, case.k, case.v), (case.v, case.q, case.k)]
-    expected = [fo.attention(*x, symbols) for x in inputs]
-    torch.cuda.synchronize()
-    results = [[], []]
-    for _ in range(20):
-        for turn, stream in enumerate(streams):
-            with torch.cuda.stream(stream):
-                results[turn].append(fo.attention(*inputs[turn], symbols))
-    torch.cuda.synchronize()
-    for turn in range(2):
-        assert all(torch.equal(out, expected[turn]) for out in results[turn])
-
-
-def test_repeated_calls_reuse_plans_and_memory(rng):
-    step = DispatchStep(rng)
-    expected, states = step.run().clone(), []
-    for _ in range(20):
-        assert torch.equal(step.run(), expected)
-        free, _ = torch.cuda.mem_get_info()
-        states.append((free, dict(step.symbols._plans)))
-    assert states[-1] == states[0]
-
-
-def test_a_dispatch_step_in_a_cuda_graph(rng):
-    step, side, graph = DispatchStep(rng), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step.run()  # makes plans and scratch of this stream
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=side):
-        step.run()
-    for _ in range(3):
-        step.x.copy_(make(rng.standard_normal(tuple(step.x.shape)), BF16))
-        expected = step.run().clone()
-        for buffer in (step.q, step.o, step.out):
-            buffer.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(step.out, expected) and expected.abs().sum() > 0
-
-
-def test_a_capture_without_a_plan_is_refused(rng):
-    case = test_attention.Case(rng, (1, 200, 200, 2, 2, 64, 64, 64, 0, "none"), BF16)
-    projection = projection_case(rng)
-    with pytest.raises(RuntimeError, match="attention: a plan cannot be made while a CUDA graph"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            fo.attention(case.q, case.k, case.v, case.symbols())
-    with pytest.raises(RuntimeError, match="gemm_q: a plan cannot be made while a CUDA graph"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            fo.gemm_q(projection.x, projection.w_q, projection.symbols)
-
-
-def test_policy_selects_what_it_selects_on_the_host(rng):
-    """Bits of values that almost tie may differ."""
-    q, k = (make(rng.standard_normal((2, 900, 4, 64)), BF16) for _ in range(2))
-    more = dict(tau_q=0.5, tau_kv=0.3, block_q=64, block_kv=64)
-    more |= dict(text_tokens=100, text_position="first", seq_len=[900, 700])
-    result, expected = fo.policy(q, k, **more), fo.policy(q.cpu(), k.cpu(), **more)
-    assert same_kind(result.c_score, ("cuda", "float32"))
-    for name in ("c_score", "g_score"):
-        score, right = numbers(getattr(result, name)), numbers(getattr(expected, name))
-        np.testing.assert_allclose(score, right, rtol=1e-3, atol=1e-6)
-    for bits, right in zip(result.symbols.to_masks(), expected.symbols.to_masks()):
-        assert right.mean() < 0.95 and (bits != right).mean() < 0.01
 
 
 def test_what_has_no_kernel_is_one_sentence(rng):

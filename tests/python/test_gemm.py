@@ -191,6 +191,27 @@ def test_mlp_part_stays_out_of_the_bias_cache(backend, rng):
     expect_close(out, expected, 2 * gemm_tolerance(np.abs(both) + 4, w, "float32"))
 
 
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gemm_o_adds_to_a_residual(backend, rng, kind, gated):
+    """An update and a dispatch, each with the MLP part; the result is not rounded before."""
+    case = Case(rng, kind=kind)
+    w, both = numbers(case.w_o_mlp), np.concatenate([numbers(case.o), numbers(case.mlp)], axis=2)
+    gate = make(rng.standard_normal(40), kind) if gated else None  # any dtype will do
+    factor = numbers(gate) if gated else 1
+    start = rng.standard_normal((2, 200, 40)).astype(np.float32)
+    residual = make(start, (kind[0], "float32"))
+    more = dict(mlp=case.mlp, residual=residual, gate=gate, backend=backend)
+    got, cache = fo.gemm_o_update(case.o, case.w_o_mlp, case.symbols, case.bias_o, **more)
+    assert got is residual
+    value = oracle.project(both, w, numbers(case.bias_o))
+    tolerance = 4 * gemm_tolerance(both, w, "float32")  # a gate is at most about 4
+    expect_close(residual, start + factor * value, tolerance)
+    got = fo.gemm_o_dispatch(case.o, case.w_o_mlp, cache, **more)
+    assert got is residual
+    expect_close(residual, start + 2 * factor * value, 3 * tolerance)
+
+
 def test_differences_and_forecast(backend, rng):
     """Three updates, six and five steps apart; the symbols of some row blocks change at the
     second, so that only the others have differences of first and then second order."""
@@ -276,3 +297,14 @@ def test_errors(rng):
         fo.gemm_o_dispatch(case.o[..., :64], case.w_o, cache)
     with pytest.raises(ValueError, match="bias_cache has 4 terms, allowed are 1 to 3"):
         fo.gemm_o_dispatch(case.o, case.w_o, fo.BiasCache(cache.terms * 4, case.symbols))
+    residual = np.zeros((2, 200, 40), np.float32)
+    for op, last in ((fo.gemm_o_update, case.symbols), (fo.gemm_o_dispatch, cache)):
+        name, more = op.__name__, (case.o, case.w_o, last)
+        with pytest.raises(ValueError, match=f"{name}: out and residual are both given"):
+            op(*more, residual=residual, out=residual.copy())
+        with pytest.raises(ValueError, match=f"{name}: gate is given without residual"):
+            op(*more, gate=residual[0, 0])
+        with pytest.raises(ValueError, match=f"{name}: residual is f16, expected f32"):
+            op(*more, residual=residual.astype(np.float16))
+        with pytest.raises(ValueError, match=f"{name}: gate is .*, expected"):
+            op(*more, residual=residual, gate=residual[0, 0, :39])

@@ -38,16 +38,19 @@ struct DeviceReuse {
   AttentionReuse view() const { return {views, coefficients}; }
 };
 
-inline void run(Backend& backend, ReuseCase& reuse) {
+inline void run(Backend& backend, const AttentionPlan& plan, ReuseCase& reuse) {
   AttentionCase& c = reuse.attention;
-  AttentionPlan plan;
-  backend.build_attention_plan(c.sparsity.symbols(), plan, {});
   const Tensor q = upload(backend, c.q), k = upload(backend, c.k), v = upload(backend, c.v);
   const Tensor out = upload(backend, c.out), lse = upload(backend, c.lse);
   const DeviceReuse terms(backend, reuse);
   attention(backend, plan, q, k, v, c.scale, out, lse, {}, terms.view());
   download(backend, out, c.out);
   download(backend, lse, c.lse);
+}
+inline void run(Backend& backend, ReuseCase& reuse) {
+  AttentionPlan plan;
+  backend.build_attention_plan(reuse.attention.sparsity.symbols(), plan, {});
+  run(backend, plan, reuse);
 }
 
 // Cached rows within an item's length hold the forecast; what lies past it, and lse of cached rows,

@@ -165,9 +165,9 @@ void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& op
 
 void DeviceAttentionPlan::assign(const SymbolWords& words, const CutOptions& options,
                                  cudaStream_t stream) {
-  num_cached_ = -1;
   num_slots_ = builder_.build(words, options, lists_, stream);
   num_pieces_ = words.q_grid.batch() * words.num_heads * words.q_grid.num_blocks();
+  num_cached_ = num_pieces_;
   num_sms_ = options.num_sms;
   reserve_counters(stream);
 }
@@ -180,16 +180,11 @@ void DeviceAttentionPlan::reserve_counters(cudaStream_t stream) {
 }
 
 void DeviceAttentionPlan::list_cached_rows(const AttentionPlan& plan, cudaStream_t stream) {
-  if (plan.lists_on_device) {
-    FO_FAIL(kUnsupported,
-            "attention: the cuda backend reuses terms by plans of symbols on the host; this plan's "
-            "were chosen on the device");
-  }
   std::vector<CachedRows> rows;
   for (const CachedBlock& block : cached_blocks(plan)) {
     rows.push_back({block.batch, block.head, block.rows.start, block.rows.count});
   }
-  upload(rows, cached_, stream);
+  upload(rows, lists_.cached, stream);
   num_cached_ = static_cast<int>(rows.size());
 }
 
@@ -212,7 +207,7 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
     params.v_map = row_map(tensors.v, tensors.v.size(1), group_rows);
   }
   if (num_cached > 0) set_reuse(tensors.reuse, params.reuse);
-  params.reuse.blocks = cached_.as<CachedRows>();
+  params.reuse.blocks = lists_.cached.as<CachedRows>();
   params.reuse.num_blocks = num_cached;
   params.pieces = lists_.pieces.as<AttentionPiece>();
   params.first_of_block = lists_.first_of_sm.as<std::int32_t>();

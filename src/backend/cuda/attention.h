@@ -39,7 +39,7 @@ class DeviceAttentionPlan {
 
  private:
   void reserve_counters(cudaStream_t stream);
-  // The rows that are not computed, once a launch asks for them.
+  // The rows that are not computed, once a launch by lists of the host asks for them.
   void list_cached_rows(const AttentionPlan& plan, cudaStream_t stream);
 
   Pieces pieces_;  // scratch
@@ -47,8 +47,8 @@ class DeviceAttentionPlan {
   AttentionLists lists_;
   int num_pieces_ = 0;  // at most
   int num_sms_ = 0, num_slots_ = 0;
-  int num_cached_ = -1;  // -1: not listed yet
-  DeviceBuffer cached_, counters_, partials_, kv_maps_;
+  int num_cached_ = -1;  // at most; -1: not listed yet
+  DeviceBuffer counters_, partials_, kv_maps_;
 };
 
 }  // namespace flashomni::cuda

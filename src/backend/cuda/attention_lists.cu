@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/cuda/kernels/attention_deal.cuh"
+#include "backend/cuda/launch.h"
 
 namespace flashomni::cuda {
 namespace {
@@ -91,20 +92,17 @@ int AttentionListBuilder::build(const SymbolWords& words, const CutOptions& opti
   params.kv_blocks = reserve<std::int32_t>(lists.kv_blocks, rows * params.kv.num_blocks);
   params.kv_table =
       reserve<int2>(lists.kv_table, static_cast<std::size_t>(params.batch) * params.kv.num_blocks);
+  params.cached = reserve<CachedRows>(lists.cached, rows);
   params_ = params;
 
   const dim3 grid(static_cast<unsigned>(params.num_heads), static_cast<unsigned>(params.batch));
-  count_rows_kernel<<<grid, kListThreads, 0, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch_early(count_rows_kernel, grid, kListThreads, 0, stream, params);
   const std::size_t shared = list_shared_bytes(params.q.num_blocks);
   FO_CUDA(cudaFuncSetAttribute(list_items_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
-  list_items_kernel<<<grid, kItemThreads, shared, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
-  deal_kernel<<<1, kDealThreads, 0, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
-  write_pieces_kernel<<<kWriterBlocks, kListThreads, 0, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch_early(list_items_kernel, grid, kItemThreads, shared, stream, params);
+  launch_early(deal_kernel, 1, kDealThreads, 0, stream, params);
+  launch_early(write_pieces_kernel, kWriterBlocks, kListThreads, 0, stream, params);
   return 2 * params.options.most_cuts;
 }
 

@@ -19,6 +19,7 @@ struct AttentionLists {
   DeviceBuffer first_of_sm;  // i32 [num_sms + 1]
   DeviceBuffer kv_blocks;    // i32
   DeviceBuffer kv_table;     // int2 [batch, kv_blocks]
+  DeviceBuffer cached;       // CachedRows [..]; made on the device, one a row of the grid
 };
 
 // Makes the lists that build_attention_plan and cut_into_pieces would make.

@@ -1,10 +1,10 @@
 #include "backend/cuda/gemm.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/launch.h"
 #include "backend/cuda/tensor_map.h"
 #include "backend/cuda/tiles.h"
 
@@ -62,24 +62,6 @@ void check_row_blocks(const char* operation, const GemmPlan& plan) {
               operation, block.num_rows, kTileM);
     }
   }
-}
-
-// Launches beside the end of the kernel before; `function` waits for that by itself
-// (await_previous_kernel).
-template <typename... Parameters>
-void launch_early(void (*function)(Parameters...), int grid, int threads, int shared_bytes,
-                  cudaStream_t stream, const std::type_identity_t<Parameters>&... parameters) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  FO_CUDA(cudaLaunchKernelEx(&config, function, parameters...));
 }
 
 void launch(const GemmKernel& kernel, const GemmParams& params, const LaunchTarget& target) {

@@ -3,15 +3,37 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 
 #include "backend/cuda/kernels/policy_cache.cuh"
 #include "backend/cuda/kernels/policy_map.cuh"
 #include "backend/cuda/kernels/policy_pool.cuh"
+#include "backend/cuda/launch.h"
 
 namespace flashomni::cuda {
 namespace {
 
 constexpr std::size_t kMostSharedBytes = 227 * 1024;
+
+// Temporary, to be timed: FLASHOMNI_POLICY_VARIANT is empty, or
+// - "rows": 8 query blocks a thread block instead of 4 where there are few,
+// - "late": kernels start one after another.
+bool is_variant(const char* name) {
+  const char* variant = std::getenv("FLASHOMNI_POLICY_VARIANT");
+  return variant && std::strcmp(variant, name) == 0;
+}
+
+template <typename... Parameters>
+void launch(void (*function)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+            cudaStream_t stream, const std::type_identity_t<Parameters>&... parameters) {
+  if (!is_variant("late")) {
+    return launch_early(function, grid, threads, shared_bytes, stream, parameters...);
+  }
+  void* arguments[] = {const_cast<Parameters*>(&parameters)...};
+  FO_CUDA(cudaLaunchKernel(reinterpret_cast<const void*>(function), grid,
+                           dim3(static_cast<unsigned>(threads)), arguments, shared_bytes, stream));
+}
 
 int padded(int kv_blocks) { return (kv_blocks + 31) / 32 * 32; }
 
@@ -34,11 +56,11 @@ void check_inputs(const char* operation, const PoolingInputs& in) {
             operation, std::string(dtype_name(in.q.dtype)).c_str(), head_dim);
   }
   const int kv_blocks = in.kv_grid.num_blocks();
-  if (map_shared_bytes(head_dim, padded(kv_blocks)) > kMostSharedBytes ||
+  if (map_shared_bytes(kManyMapRows, head_dim, padded(kv_blocks)) > kMostSharedBytes ||
       cache_shared_bytes(in.q_grid.num_blocks(), kv_blocks) > kMostSharedBytes) {
     FO_FAIL(kUnsupported,
             "%s: the cuda backend has no kernel for %d q blocks and %d kv blocks; it has up to "
-            "about 3000 kv blocks",
+            "about 3000 kv blocks and 7000 q blocks",
             operation, in.q_grid.num_blocks(), kv_blocks);
   }
 }
@@ -62,8 +84,7 @@ void launch_pool(const PoolParams& params, bool similarity, int batch, cudaStrea
                   static_cast<unsigned>(batch));
   if (grid.x * grid.y == 0) return;
   const auto kernel = similarity ? pool_kernel<T, true> : pool_kernel<T, false>;
-  kernel<<<grid, kPoolThreads, 0, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch(kernel, grid, kPoolThreads, 0, stream, params);
 }
 
 void launch_pool(DType dtype, const PoolParams& params, bool similarity, int batch,
@@ -75,17 +96,22 @@ void launch_pool(DType dtype, const PoolParams& params, bool similarity, int bat
   }
 }
 
+// Launches a kernel over the rows of a map, of which there are two.
 template <typename Params>
-void launch_rows(void (*kernel)(Params), const Params& params, int batch, cudaStream_t stream) {
+void launch_rows(void (*few)(Params), void (*many)(Params), const Params& params, int batch,
+                 cudaStream_t stream, int few_rows = kFewMapRows) {
   const MapParams& map = params.map;
   if (map.q.num_blocks == 0) return;
-  const dim3 grid(static_cast<unsigned>((map.q.num_blocks + kMapRows - 1) / kMapRows),
-                  static_cast<unsigned>(map.num_heads), static_cast<unsigned>(batch));
-  const std::size_t shared = map_shared_bytes(map.head_dim, map.leading);
+  constexpr int kWanted = 160;  // thread blocks; a GPU has 132 multiprocessors
+  const auto groups = [&](int rows) { return (map.q.num_blocks + rows - 1) / rows; };
+  const int rows = groups(kManyMapRows) * map.num_heads * batch < kWanted ? few_rows : kManyMapRows;
+  const auto kernel = rows == few_rows ? few : many;
+  const dim3 grid(static_cast<unsigned>(groups(rows)), static_cast<unsigned>(map.num_heads),
+                  static_cast<unsigned>(batch));
+  const std::size_t shared = map_shared_bytes(rows, map.head_dim, map.leading);
   FO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
-  kernel<<<grid, kMapThreads, shared, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch(kernel, grid, kMapThreads, shared, stream, params);
 }
 
 void download(const float* from, std::size_t count, std::vector<float>& to, cudaStream_t stream) {
@@ -143,8 +169,8 @@ void PooledBlocks::pool(const char* operation, const PoolingInputs& in,
     if (options.similarity) first.q.grid.num_blocks = 0;
     launch_pool(in.q.dtype, first, false, batch, stream);
     const dim3 grid(static_cast<unsigned>(in.k.size(2)), static_cast<unsigned>(batch));
-    center_kernel<<<grid, kPoolThreads, 0, stream>>>(params.k, head_dim, head_means_.as<float>());
-    FO_CUDA(cudaGetLastError());
+    launch(center_kernel, grid, kPoolThreads, 0, stream, params.k, head_dim,
+           head_means_.as<float>());
     params.k.subtract = head_means_.as<float>();
     if (options.similarity) launch_pool(in.q.dtype, params, true, batch, stream);
   }
@@ -172,7 +198,8 @@ void BlockScorer::run(const PoolingInputs& in, const BlockScoreOptions& options,
   const std::size_t rows = static_cast<std::size_t>(batch) * map.num_heads;
   const std::size_t q_rows = rows * map.q.num_blocks, k_rows = rows / map.heads_per_kv_head;
   logits_.reserve(q_rows * map.kv.num_blocks * sizeof(float) + 1);
-  launch_rows(logits_kernel, LogitsParams{map, logits_.as<float>()}, batch, stream);
+  launch_rows(logits_kernel<kFewMapRows>, logits_kernel<kManyMapRows>,
+              LogitsParams{map, logits_.as<float>()}, batch, stream);
   download(logits_.as<float>(), q_rows * map.kv.num_blocks, scores.logits, stream);
   if (options.similarity) {
     download(pooled_.q_similarity(), q_rows, scores.q_similarity, stream);
@@ -211,18 +238,23 @@ void SymbolSelector::run(ConstTensorView q, ConstTensorView k, const FlashOmniOp
   params.g = scores.g.as<float>();
   const bool needs_scores = params.tau_q > 0 || params.c || params.g;
   if (needs_scores) {
-    const index_t rows = static_cast<index_t>(batch) * map.num_heads * map.q.num_blocks;
-    probabilities_.reserve(static_cast<std::size_t>(rows * map.leading) * sizeof(float) + 1);
-    params.probabilities = probabilities_.as<float>();
+    const index_t q_rows = static_cast<index_t>(batch) * map.num_heads * map.q.num_blocks;
+    const auto reserve = [&](DeviceBuffer& buffer, index_t width) {
+      buffer.reserve(static_cast<std::size_t>(q_rows * width) * sizeof(float) + 1);
+      return buffer.as<float>();
+    };
+    params.text_rows = reserve(text_rows_, map.leading);
+    params.text_columns = reserve(text_columns_, map.kv.num_blocks);
   }
-  launch_rows(skip_kernel, params, batch, stream);
+  launch_rows(is_variant("rows") ? skip_kernel<8> : skip_kernel<kFewMapRows>,
+              skip_kernel<kManyMapRows>, params, batch, stream,
+              is_variant("rows") ? 8 : kFewMapRows);
   if (!needs_scores) return;
   const std::size_t shared = cache_shared_bytes(map.q.num_blocks, map.kv.num_blocks);
   FO_CUDA(cudaFuncSetAttribute(cache_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
   const dim3 grid(static_cast<unsigned>(map.num_heads), static_cast<unsigned>(batch));
-  cache_kernel<<<grid, kCacheThreads, shared, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch(cache_kernel, grid, kCacheThreads, shared, stream, params);
 }
 
 }  // namespace flashomni::cuda

@@ -22,7 +22,7 @@ struct PoolingInputs {
 class PooledBlocks {
  public:
   // What a call is called in errors. Throws kUnsupported for rows that are not whole multiples of
-  // 16 bytes, longer than 512 bytes or 256 numbers, or more kv blocks than shared memory holds.
+  // 16 bytes, longer than 512 bytes or 256 numbers, or more blocks than shared memory holds.
   void pool(const char* operation, const PoolingInputs& in, const BlockScoreOptions& options,
             cudaStream_t stream);
 
@@ -55,7 +55,7 @@ class SymbolSelector {
 
  private:
   PooledBlocks pooled_;
-  DeviceBuffer probabilities_;
+  DeviceBuffer text_rows_, text_columns_;
 };
 
 }  // namespace flashomni::cuda

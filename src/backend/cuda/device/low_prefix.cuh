@@ -13,47 +13,68 @@ struct LowPrefix {
   int ties;
 };
 
+// The smallest and the largest of some numbers, as bits.
+struct BitRange {
+  unsigned low = ~0u, high = 0;
+  __device__ void add(unsigned bits) {
+    low = min(low, bits);
+    high = max(high, bits);
+  }
+  // Over a warp.
+  __device__ BitRange all() const {
+    return {__reduce_min_sync(~0u, low), __reduce_max_sync(~0u, high)};
+  }
+};
+
 // Of `values` [count] in shared memory, of which negative ones are no candidates: as many of the
 // smallest, ties by position, as sum to at most tau of the total; never all. None if tau <= 0 or
 // the total is not finite. One warp, which gets the same answer in all lanes.
 //
-// `limit` is the largest number x such that the values below x fit, and is found two bits at a
-// time. All sums run in the same order and rounding is monotone, so that they grow with x.
+// `limit` is the largest of the values such that those below it fit. It lies in a range that four
+// cuts divide into equal parts, in bits, and that then shrinks to the values of one part: a few
+// rounds, whatever the values are. All sums run in the same order and rounding is monotone, so that
+// they grow with the cut.
 __device__ inline LowPrefix low_prefix(const float* values, int count, float tau) {
   const int lane = threadIdx.x % 32;
-  float total = 0, top = -1;
+  float total = 0;
+  BitRange range;
   for (int i = lane; i < count; i += 32) {
-    total += values[i] < 0 ? 0 : values[i];  // NaN goes through
-    top = fmaxf(top, values[i]);
+    if (values[i] < 0) continue;  // NaN goes through
+    total += values[i];
+    range.add(__float_as_uint(values[i]));
   }
   total = warp_sum(total);
-  top = warp_max(top);
-  if (!(tau > 0) || !(total < INFINITY) || top < 0) return {};
+  range = range.all();
+  if (!(tau > 0) || !(total < INFINITY) || range.low > range.high) return {};
   const float bound = tau * total;
-  const unsigned largest = __float_as_uint(top);
 
-  LowPrefix low{};
-  float fitting = 0;  // the sum below `limit`
-  for (int shift = 30; shift >= 0; shift -= 2) {
-    float below[3] = {0, 0, 0};
+  float fitting = 0;  // the sum below range.low
+  while (range.low < range.high) {
+    constexpr int kCuts = 4;  // the last one at range.high
+    const unsigned part = (range.high - range.low) / kCuts;
+    float below[kCuts] = {};
     for (int i = lane; i < count; i += 32) {
       const float value = values[i];
 #pragma unroll
-      for (unsigned digit = 1; digit <= 3; ++digit) {
-        if (__float_as_uint(value) < low.limit + (digit << shift)) below[digit - 1] += value;
+      for (int cut = 0; cut < kCuts; ++cut) {
+        const unsigned at = range.high - (kCuts - 1 - cut) * part;
+        if (__float_as_uint(value) < at) below[cut] += value;
       }
     }
-    unsigned step = 0;
-#pragma unroll
-    for (unsigned digit = 1; digit <= 3; ++digit) {
-      const float sum = warp_sum(below[digit - 1]);
-      if (low.limit + (digit << shift) > largest || sum > bound) continue;
-      step = digit << shift;
-      fitting = sum;
+    const float sum = warp_sum_of_four(below);
+    const int fits = __popc(__ballot_sync(~0u, sum <= bound)) / 8;  // those of lower cuts do too
+    if (fits > 0) fitting = __shfl_sync(~0u, sum, 8 * (fits - 1));
+    const unsigned first = fits > 0 ? range.high - (kCuts - fits) * part : range.low;
+    const unsigned last = fits < kCuts ? range.high - (kCuts - 1 - fits) * part - 1 : range.high;
+    BitRange rest;
+    for (int i = lane; i < count; i += 32) {
+      const unsigned bits = __float_as_uint(values[i]);
+      if (bits >= first && bits <= last) rest.add(bits);
     }
-    low.limit += step;
+    range = rest.all();
   }
 
+  LowPrefix low{range.low, 0};
   int equal = 0;
   for (int i = lane; i < count; i += 32) equal += __float_as_uint(values[i]) == low.limit;
   equal = __reduce_add_sync(~0u, equal);

@@ -234,12 +234,16 @@ struct Dealer {
 
 __global__ void __launch_bounds__(kDealThreads) deal_kernel(const AttentionListsParams params) {
   __shared__ Dealer::Shared shared;
+  release_next_kernel();
+  await_previous_kernel();
   Dealer(params, shared).run();
 }
 
 // Parts become pieces, each where its multiprocessor looks for it.
 __global__ void __launch_bounds__(kListThreads)
     write_pieces_kernel(const AttentionListsParams params) {
+  release_next_kernel();
+  await_previous_kernel();
   const int step = gridDim.x * kListThreads, begin = blockIdx.x * kListThreads + threadIdx.x;
   const int kv_blocks = params.batch * params.kv.num_blocks;
   for (int i = begin; i < kv_blocks; i += step) {

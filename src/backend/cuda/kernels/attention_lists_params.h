@@ -22,6 +22,7 @@ struct ListItem {
 // The items of one (batch, head).
 struct GroupTotals {
   int items, pairs, units;
+  int cached;  // blocks with tokens that have no item
 };
 
 // Part of an item that was dealt to a multiprocessor. Units as in pieces.cpp: what can be cut.
@@ -44,6 +45,8 @@ struct DealOptions {
   int sorted_per_sm;
 };
 
+inline constexpr int kCachedRow = -1, kEmptyRow = -2;
+
 // Every pointer is device memory. Groups are (batch, head), batch-major.
 struct AttentionListsParams {
   const std::uint32_t *cache, *skip;  // SymbolWords
@@ -52,7 +55,7 @@ struct AttentionListsParams {
   GridTable q, kv;
   DealOptions options;
 
-  int* counts;          // [groups, q_blocks]: kv blocks of a live row, -1 if cached
+  int* counts;          // [groups, q_blocks]: kv blocks of a live row, else kCachedRow or kEmptyRow
   GroupTotals* totals;  // [groups]
   ListItem* items;      // in the order of AttentionPlan::items
   DealtPart* parts;
@@ -62,7 +65,8 @@ struct AttentionListsParams {
   std::int32_t* first_of_sm;  // [num_sms + 1]
   AttentionPiece* pieces;
   std::int32_t* kv_blocks;
-  int2* kv_table;  // [batch, kv_blocks]
+  int2* kv_table;      // [batch, kv_blocks]
+  CachedRows* cached;  // [groups * q_blocks]: those there are, then blocks of no rows
 };
 
 }  // namespace flashomni::cuda

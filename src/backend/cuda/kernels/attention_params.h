@@ -19,12 +19,6 @@ struct AttentionPartial {
   float4 rows[8][32];  // reference (two rows), sum (two rows)
 };
 
-// Rows of a query block of a head that has no piece.
-struct CachedRows {
-  std::int32_t batch, head;
-  std::int32_t row, num_rows;
-};
-
 inline constexpr int kMostReuseTerms = 3;
 struct AttentionReuseTerm {  // [batch, rows, heads, head_dim], strides in elements, multiples of 4
   const void* data;
@@ -33,7 +27,8 @@ struct AttentionReuseTerm {  // [batch, rows, heads, head_dim], strides in eleme
 // What cached rows become; num_blocks == 0: they are not written.
 struct AttentionReuseParams {
   const CachedRows* blocks;
-  int num_blocks, num_terms;
+  int num_blocks;  // at most: one of no rows ends the list
+  int num_terms;
   bool terms_are_f32;  // else they have the dtype of the operands
   AttentionReuseTerm terms[kMostReuseTerms];
   float coefficients[kMostReuseTerms];

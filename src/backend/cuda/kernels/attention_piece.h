@@ -1,4 +1,4 @@
-// attention_piece.h -- one unit of work of the attention kernel.
+// attention_piece.h -- the units of work of the attention kernel.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -17,6 +17,12 @@ struct AttentionPiece {
   std::int32_t last_kv_tokens;    // tokens of the last of them; the others count as full blocks
   std::int16_t part, num_parts;
   std::int32_t slot;  // part i leaves its partial result at slot + i
+};
+
+// Rows of a query block of a head that has no piece.
+struct CachedRows {
+  std::int32_t batch, head;
+  std::int32_t row, num_rows;
 };
 
 }  // namespace flashomni::cuda

@@ -85,6 +85,7 @@ struct AttentionReuser {
       const int block = part / kParts * gridDim.x + blockIdx.x;
       if (block >= params.reuse.num_blocks) return;
       const CachedRows rows = params.reuse.blocks[block];
+      if (rows.num_rows == 0) return;
       const int first = part % kParts * kRows + lane * kEach / kHeadDim;
 #pragma unroll 1
       for (int step = 0; step < kSteps; step += kAtOnce) {

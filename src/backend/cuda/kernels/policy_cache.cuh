@@ -3,99 +3,118 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/device/low_prefix.cuh"
 #include "backend/cuda/kernels/policy_params.h"
 
 namespace flashomni::cuda {
 
-inline constexpr int kCacheThreads = 256;
+inline constexpr int kCacheThreads = 256, kCacheWarps = kCacheThreads / 32;
+
+// A block of the q grid; 0 tokens unless it is image. The last is the kv block that holds the first
+// token.
+struct ImageRows {
+  int first, tokens, first_kv;
+};
+// A block of the kv grid; 0 tokens if it is text.
+struct ImageColumns {
+  int first, tokens;
+};
 
 // Dynamic shared memory of cache_kernel.
 constexpr std::size_t cache_shared_bytes(int q_blocks, int kv_blocks) {
-  return sizeof(float) * (2 * static_cast<std::size_t>(q_blocks) + 3 * kv_blocks);
+  const std::size_t q_bytes = 2 * sizeof(float) + sizeof(ImageRows) + sizeof(int);
+  const std::size_t kv_bytes = 2 * sizeof(float) + sizeof(ImageColumns) + sizeof(int);
+  return q_bytes * q_blocks + kv_bytes * kv_blocks;
 }
 
 // One item, all threads of a block together.
 struct CacheScores {
   const SelectParams& params;
   int item;
-  // Shared. Per q block the sums of C and G; per kv block what text rows see of it if it is image,
-  // and for the softmax down the column if it is text.
-  float *c, *g;                               // [q_blocks]
-  float *seen, *column_top, *column_inverse;  // [kv_blocks]
+  int2 q_counts, kv_counts;
+  // Shared. Per q block the sums of C and G; per kv block what text rows see of it; per text column
+  // the softmax down the column; and the tables.
+  float *c, *g;           // [q_blocks]
+  float *seen, *inverse;  // [kv_blocks]
+  ImageColumns* columns;  // [kv_blocks]
+  ImageRows* rows;        // [q_blocks]
+  int *text_q, *text_kv;  // [q_blocks], [kv_blocks]: indices of text blocks
 
-  __device__ CacheScores(const SelectParams& params, int item, float* memory)
+  __device__ CacheScores(const SelectParams& params, int item, void* memory)
       : params(params),
         item(item),
-        c(memory),
+        q_counts(params.map.q.counts[item]),
+        kv_counts(params.map.kv.counts[item]),
+        c(static_cast<float*>(memory)),
         g(c + params.map.q.num_blocks),
         seen(g + params.map.q.num_blocks),
-        column_top(seen + params.map.kv.num_blocks),
-        column_inverse(column_top + params.map.kv.num_blocks) {}
+        inverse(seen + params.map.kv.num_blocks),
+        columns(reinterpret_cast<ImageColumns*>(inverse + params.map.kv.num_blocks)),
+        rows(reinterpret_cast<ImageRows*>(columns + params.map.kv.num_blocks)),
+        text_q(reinterpret_cast<int*>(rows + params.map.q.num_blocks)),
+        text_kv(text_q + params.map.q.num_blocks) {}
 
-  __device__ int4 q_block(int i) const {
-    return params.map.q.blocks[item * params.map.q.num_blocks + i];
-  }
-  __device__ int4 kv_block(int j) const {
-    return params.map.kv.blocks[item * params.map.kv.num_blocks + j];
-  }
-  __device__ int2 q_counts() const { return params.map.q.counts[item]; }
-  __device__ int2 kv_counts() const { return params.map.kv.counts[item]; }
-  __device__ const float* probabilities(int head, int i) const {
-    const std::int64_t row = static_cast<std::int64_t>(item) * params.map.num_heads + head;
-    return params.probabilities + (row * params.map.q.num_blocks + i) * params.map.leading;
-  }
   // Else C and G are 0.
   __device__ bool has_scores() const {
-    return q_counts().y > 0 && q_counts().y < q_counts().x && kv_counts().x > 0;
+    return q_counts.y > 0 && q_counts.y < q_counts.x && kv_counts.x > 0;
   }
 
+  // What no kernel writes.
+  __device__ void read_tables() const {
+    const GridTable &q = params.map.q, &kv = params.map.kv;
+    for (int i = threadIdx.x; i < q.num_blocks; i += kCacheThreads) {
+      const int4 block = q.blocks[item * q.num_blocks + i];
+      rows[i] = {block.x, block.z ? 0 : block.y, block.w};
+      text_q[i] = q.text[item * q.num_blocks + i];
+      c[i] = g[i] = 0;
+    }
+    for (int j = threadIdx.x; j < kv.num_blocks; j += kCacheThreads) {
+      const int4 block = kv.blocks[item * kv.num_blocks + j];
+      columns[j] = {block.x, block.z ? 0 : block.y};
+      text_kv[j] = kv.text[item * kv.num_blocks + j];
+    }
+  }
+
+  // Sums over the text rows of every column; sums over the image rows of text columns, a warp each,
+  // the last warps first, which have no sum of the other kind.
   __device__ void summarise_columns(int head) const {
-    const int* text_rows = params.map.q.text + item * params.map.q.num_blocks;
-    for (int j = threadIdx.x; j < kv_counts().x; j += kCacheThreads) {
+    const float* text_rows = rows_of(head);
+    for (int j = threadIdx.x; j < kv_counts.x; j += kCacheThreads) {
       float sum = 0;
-      for (int i = 0; i < q_counts().y; ++i) sum += probabilities(head, text_rows[i])[j];
+#pragma unroll 4
+      for (int t = 0; t < q_counts.y; ++t) sum += text_rows[text_q[t] * params.map.leading + j];
       seen[j] = sum;
     }
-    const int* text_columns = params.map.kv.text + item * params.map.kv.num_blocks;
     const int lane = threadIdx.x % 32;
-    for (int t = threadIdx.x / 32; t < kv_counts().y; t += kCacheThreads / 32) {
-      const int j = text_columns[t];
-      float top = 0, sum = 0;
-      for (int i = lane; i < q_counts().x; i += 32) {
-        if (!q_block(i).z) top = fmaxf(top, probabilities(head, i)[j]);
-      }
-      top = warp_max(top);
-      for (int i = lane; i < q_counts().x; i += 32) {
-        if (!q_block(i).z) sum += expf(probabilities(head, i)[j] - top);
-      }
+    for (int t = kCacheWarps - 1 - threadIdx.x / 32; t < kv_counts.y; t += kCacheWarps) {
+      const float* column = column_of(head, t);
+      float sum = 0;
+#pragma unroll 4
+      for (int i = lane; i < q_counts.x; i += 32) sum += rows[i].tokens > 0 ? column[i] : 0;
       sum = warp_sum(sum);
-      if (lane > 0) continue;
-      column_top[j] = top;
-      column_inverse[j] = 1 / sum;
+      if (lane == 0) inverse[t] = 1 / sum;
     }
     __syncthreads();
   }
 
   // A kv block's mass is shared out over the q blocks that its tokens belong to.
-  __device__ float contribution(int4 q) const {
+  __device__ float contribution(const ImageRows& q) const {
     float sum = 0;
-    for (int j = q.w; j < kv_counts().x; ++j) {
-      const int4 kv = kv_block(j);
-      if (kv.x >= q.x + q.y) break;
-      const int overlap = min(q.x + q.y, kv.x + kv.y) - max(q.x, kv.x);
-      if (kv.z || overlap <= 0) continue;
-      sum += seen[j] * static_cast<float>(overlap) / static_cast<float>(kv.y);
+    for (int j = q.first_kv; j < kv_counts.x; ++j) {
+      const ImageColumns kv = columns[j];
+      if (kv.first >= q.first + q.tokens) break;
+      const int overlap = min(q.first + q.tokens, kv.first + kv.tokens) - max(q.first, kv.first);
+      if (overlap <= 0) continue;
+      sum += seen[j] * static_cast<float>(overlap) / static_cast<float>(kv.tokens);
     }
     return sum;
   }
+  // The softmax is that of probabilities, which are at most 1: their exponentials need no maximum.
   __device__ float guidance(int head, int i) const {
-    const int* text_columns = params.map.kv.text + item * params.map.kv.num_blocks;
     float sum = 0;
-    for (int t = 0; t < kv_counts().y; ++t) {
-      const int j = text_columns[t];
-      sum += expf(probabilities(head, i)[j] - column_top[j]) * column_inverse[j];
-    }
+#pragma unroll 4
+    for (int t = 0; t < kv_counts.y; ++t) sum += column_of(head, t)[i] * inverse[t];
     return sum;
   }
 
@@ -104,18 +123,28 @@ struct CacheScores {
     const bool has = has_scores();
     if (has) summarise_columns(head);
     const int q_blocks = params.map.q.num_blocks;
-    const std::int64_t row = static_cast<std::int64_t>(item) * params.map.num_heads + head;
     for (int i = threadIdx.x; i < q_blocks; i += kCacheThreads) {
-      const int4 q = q_block(i);
-      const bool is_image = has && q.y > 0 && !q.z;
-      const float its_c = is_image ? contribution(q) : 0;
+      const bool is_image = has && rows[i].tokens > 0;
+      const float its_c = is_image ? contribution(rows[i]) : 0;
       const float its_g = is_image ? guidance(head, i) : 0;
-      if (own && params.c) params.c[row * q_blocks + i] = its_c;
-      if (own && params.g) params.g[row * q_blocks + i] = its_g;
+      if (own && params.c) params.c[row_of(head) * q_blocks + i] = its_c;
+      if (own && params.g) params.g[row_of(head) * q_blocks + i] = its_g;
       c[i] += its_c;
       g[i] += its_g;
     }
     __syncthreads();
+  }
+
+ private:
+  __device__ std::int64_t row_of(int head) const {
+    return static_cast<std::int64_t>(item) * params.map.num_heads + head;
+  }
+  __device__ const float* rows_of(int head) const {
+    return params.text_rows + row_of(head) * params.map.q.num_blocks * params.map.leading;
+  }
+  __device__ const float* column_of(int head, int t) const {
+    return params.text_columns +
+           (row_of(head) * params.map.kv.num_blocks + text_kv[t]) * params.map.q.num_blocks;
   }
 };
 
@@ -135,17 +164,18 @@ __global__ void __launch_bounds__(kCacheThreads) cache_kernel(const SelectParams
   extern __shared__ float4 cache_memory[];
   __shared__ LowPrefix low[2];
   const int own = blockIdx.x, item = blockIdx.y, q_blocks = params.map.q.num_blocks;
-  const CacheScores scores(params, item, reinterpret_cast<float*>(cache_memory));
-  for (int i = threadIdx.x; i < q_blocks; i += kCacheThreads) scores.c[i] = scores.g[i] = 0;
+  release_next_kernel();
+  const CacheScores scores(params, item, cache_memory);
+  scores.read_tables();
   __syncthreads();
+  await_previous_kernel();
   const int first = params.per_layer ? 0 : own;
   const int end = params.per_layer ? params.map.num_heads : own + 1;
   for (int head = first; head < end; ++head) scores.add_head(head, head == own);
-  if (scores.q_counts().y == 0) return;
+  if (scores.q_counts.y == 0) return;
 
   for (int i = threadIdx.x; i < q_blocks; i += kCacheThreads) {
-    const int4 q = scores.q_block(i);
-    if (q.y == 0 || q.z) scores.c[i] = scores.g[i] = -1;
+    if (scores.rows[i].tokens == 0) scores.c[i] = scores.g[i] = -1;
   }
   __syncthreads();
   const int warp = threadIdx.x / 32;

@@ -62,9 +62,10 @@ struct SelectParams {
   float tau_q, tau_kv;
   int keep_text_kv;
   int per_layer;  // scores are summed over the heads
-  // [batch, num_heads, q_blocks, leading]: the probabilities that C and G read, which are those of
-  // text rows and of text columns; or nullptr: nothing is cached, no scores are wanted.
-  float* probabilities;
+  // What C and G read: the probabilities of text rows [batch, num_heads, q_blocks, leading], and
+  // exp of those that other rows give to text columns [batch, num_heads, kv_blocks, q_blocks]. The
+  // rest is not defined. nullptr: nothing is cached, no scores are wanted.
+  float *text_rows, *text_columns;
   std::uint32_t* cache;  // [batch, q_blocks, head_words]
   std::uint32_t* skip;   // [batch, num_heads, q_blocks, kv_words]
   int head_words, kv_words;

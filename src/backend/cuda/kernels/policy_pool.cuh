@@ -2,7 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/device/fragment.cuh"
+#include "backend/cuda/device/load.cuh"
 #include "backend/cuda/device/warp.cuh"
 #include "backend/cuda/kernels/policy_params.h"
 
@@ -36,6 +38,15 @@ struct BlockSums {
   static constexpr int kSize = RowChunk<T>::kSize;
   float sum[kSize] = {}, unit[kSimilarity ? kSize : 1] = {};
 
+  // The bits of rows that are none are 0. Nothing is subtracted without kSimilarity: the mean of
+  // K, if it is to go, is then taken off the means.
+  __device__ void add(uint4 bits) {
+    static_assert(!kSimilarity);
+    float values[kSize];
+    RowChunk<T>::widen(bits, values);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) sum[e] += values[e];
+  }
   // `valid` may differ between the threads that share a warp, not between those of a row.
   __device__ void add(uint4 bits, bool valid, const float (&subtract)[kSize], int row_threads) {
     float values[kSize], squares = 0;
@@ -46,14 +57,12 @@ struct BlockSums {
       sum[e] += values[e];
       squares += values[e] * values[e];
     }
-    if constexpr (kSimilarity) {
-      for (int distance = row_threads / 2; distance > 0; distance /= 2) {
-        squares += __shfl_xor_sync(~0u, squares, distance);
-      }
-      const float norm = sqrtf(squares), inverse = norm > 0 ? 1 / norm : 0;
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) unit[e] += values[e] * inverse;
+    for (int distance = row_threads / 2; distance > 0; distance /= 2) {
+      squares += __shfl_xor_sync(~0u, squares, distance);
     }
+    const float norm = sqrtf(squares), inverse = norm > 0 ? 1 / norm : 0;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) unit[e] += values[e] * inverse;
   }
 };
 
@@ -85,6 +94,7 @@ template <typename T, bool kSimilarity>
 __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolParams params) {
   __shared__ float partial[kPoolThreads / 32][kMostPooledDims];
   constexpr int kSize = RowChunk<T>::kSize, kLoads = 8;
+  release_next_kernel();
   const bool is_q = blockIdx.y < params.q.grid.num_blocks;
   const PoolInput& in = is_q ? params.q : params.k;
   const int index = is_q ? blockIdx.y : blockIdx.y - params.q.grid.num_blocks;
@@ -99,26 +109,29 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolParams par
   const int first = threadIdx.x >> params.log2_row_threads;
   const int column = (threadIdx.x & (row_threads - 1)) * kSize;
   const bool in_row = column < params.head_dim;
+  const T* from = static_cast<const T*>(in.data) + item * in.batch_stride +
+                  (block.x + first) * in.token_stride + head * in.head_stride + column;
+  const std::int64_t step = rows_at_once * in.token_stride;
+  await_previous_kernel();
   float subtract[kSize] = {};
-  if (in.subtract && in_row) {
+  if (kSimilarity && in.subtract && in_row) {
     for (int e = 0; e < kSize; ++e) subtract[e] = in.subtract[row * params.head_dim + column + e];
   }
-  const T* from = static_cast<const T*>(in.data) + item * in.batch_stride +
-                  block.x * in.token_stride + head * in.head_stride + column;
   BlockSums<T, kSimilarity> sums;
   for (int t = first; t - first < tokens; t += kLoads * rows_at_once) {
     uint4 bits[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int token = t + i * rows_at_once;
-      bits[i] = uint4{0, 0, 0, 0};
-      if (in_row && token < tokens) {
-        bits[i] = __ldg(reinterpret_cast<const uint4*>(from + token * in.token_stride));
-      }
+      bits[i] = load_if(in_row && t + i * rows_at_once < tokens, from);
+      from += step;
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      sums.add(bits[i], in_row && t + i * rows_at_once < tokens, subtract, row_threads);
+      if constexpr (kSimilarity) {
+        sums.add(bits[i], in_row && t + i * rows_at_once < tokens, subtract, row_threads);
+      } else {
+        sums.add(bits[i]);
+      }
     }
   }
 
@@ -145,6 +158,8 @@ __global__ void __launch_bounds__(kPoolThreads) pool_kernel(const PoolParams par
 __global__ void __launch_bounds__(kPoolThreads)
     center_kernel(const PoolInput in, int head_dim, float* head_means) {
   const int item = blockIdx.y, lane = threadIdx.x % 32;
+  release_next_kernel();
+  await_previous_kernel();
   const std::int64_t row = item * in.num_heads + blockIdx.x;
   const int4* blocks = in.grid.blocks + item * in.grid.num_blocks;
   const int valid = in.grid.counts[item].x;
