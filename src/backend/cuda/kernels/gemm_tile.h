@@ -25,19 +25,13 @@ struct RowRange {
   std::int32_t batch, row, num_rows;
 };
 
-// What the two thread blocks of a HeadTile have in common.
-enum class Sharing : std::int32_t {
-  kHead,  // the head, of four row blocks
-  kRows,  // two row blocks, of two heads
-  kBoth,  // the head and two row blocks: each sums over half of in_features
-};
-
-// Of kHeads at head_dim 128: up to four live pairs of row block and head, one a consumer warpgroup.
-// Block r of the cluster takes rows[2 r] and rows[2 r + 1] of heads[r].
+// Of kHeads at head_dim 128: a head of up to four row blocks in which it is live, one a consumer
+// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Or, summed in halves, of up
+// to two row blocks: each block takes both and half of in_features.
 struct HeadTile {
-  Sharing sharing;
-  std::int32_t heads[2];  // heads[0] < 0: there are no more tiles
-  RowRange rows[4];       // num_rows == 0: none; of kRows and kBoth the last two are the first two
+  std::int32_t head;        // < 0: there are no more tiles
+  std::int32_t in_halves;   // then the last two of `rows` are the first two
+  RowRange rows[4];         // num_rows == 0: none
   std::int32_t projection;  // whose head; the scheduler writes it
 };
 
