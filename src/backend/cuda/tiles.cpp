@@ -12,13 +12,6 @@ int count_halved(int num_tiles, int others, int num_clusters) {
   return 2 * rest + others <= num_clusters ? rest : 0;
 }
 
-// Whether `rest` whole tiles and others in halves take longer than twice as many halves and those.
-// A round of halves takes 11 20ths of a round of whole tiles: they read more of L2 for their work.
-bool better_halved(int rest, int in_halves, int num_clusters) {
-  const auto rounds = [&](int tiles) { return (tiles + num_clusters - 1) / num_clusters; };
-  return 11 * rounds(2 * rest + in_halves) < 20 * rounds(rest + in_halves);
-}
-
 GemmTile tile_of(const GemmPlan& plan, std::size_t row_block, int column) {
   const RowBlock& block = plan.row_blocks[row_block];
   return {block.batch,

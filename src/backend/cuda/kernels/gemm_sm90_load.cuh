@@ -17,7 +17,20 @@ struct GemmScheduler {
   typename Kernel::SharedStorage& shared;
   int rank, lane;
   typename Kernel::TileRing ring{};
+  int counts[kMaxProjections] = {};  // kHeads: tiles of each projection
 
+  // The tiles of all projections.
+  __device__ int count_tiles() {
+    if constexpr (Kernel::kKind != GemmKind::kHeads) return params.num_tiles;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMaxProjections; ++i) {
+      const ProjectionParams& projection = params.projections[i];
+      counts[i] = projection.tiles_counted ? *projection.tiles_counted : projection.num_tiles;
+      sum += counts[i];
+    }
+    return sum;
+  }
   // This block's part of tile `index` of kLinear.
   __device__ GemmTile linear_tile(int index) const {
     const int narrow = index - params.wide_tiles;
@@ -42,8 +55,11 @@ struct GemmScheduler {
     } else {
       int projection = 0;
       if constexpr (Kernel::kKind == GemmKind::kHeads) {
-        while (index >= params.projections[projection].num_tiles) {
-          index -= params.projections[projection++].num_tiles;
+#pragma unroll
+        for (int i = 0; i < kMaxProjections - 1; ++i) {
+          if (projection < i || index < counts[i]) continue;
+          index -= counts[i];
+          projection = i + 1;
         }
       }
       Tile tile = static_cast<const Tile*>(params.projections[projection].tiles)[index];
@@ -74,8 +90,8 @@ struct GemmScheduler {
   }
   __device__ void run() {
     constexpr int kCluster = Kernel::kCluster;
-    for (int index = blockIdx.x / kCluster; index < params.num_tiles;
-         index += gridDim.x / kCluster) {
+    const int num_tiles = count_tiles();
+    for (int index = blockIdx.x / kCluster; index < num_tiles; index += gridDim.x / kCluster) {
       const Tile tile = tile_at(index);
       publish(tile, count_terms(tile));
     }

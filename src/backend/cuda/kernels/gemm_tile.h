@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FO_HOST_DEVICE __host__ __device__
+#else
+#define FO_HOST_DEVICE
+#endif
+
 namespace flashomni::cuda {
 
 inline constexpr int kWideTile = 256;  // columns a thread block; half of it where halved
@@ -34,5 +40,13 @@ struct HeadTile {
   RowRange rows[4];         // num_rows == 0: none
   std::int32_t projection;  // whose head; the scheduler writes it
 };
+
+// Whether `rest` whole tiles and others in halves take longer than twice as many halves and those.
+// A round of halves takes 11 20ths of a round of whole tiles: they read more of L2 for their work.
+FO_HOST_DEVICE constexpr bool better_halved(int rest, int in_halves, int num_clusters) {
+  const int halved_rounds = (2 * rest + in_halves + num_clusters - 1) / num_clusters;
+  const int whole_rounds = (rest + in_halves + num_clusters - 1) / num_clusters;
+  return 11 * halved_rounds < 20 * whole_rounds;
+}
 
 }  // namespace flashomni::cuda
