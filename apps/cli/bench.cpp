@@ -37,13 +37,10 @@ struct Operation {
   const char* name;
   BenchJob (*make)(Backend&, const BenchShape&, const MaskRequest&);
 };
-constexpr Operation kOperations[] = {{"attention", attention_job},
-                                     {"gemm-q", gemm_q_job},
-                                     {"gemm-o", gemm_o_job},
-                                     {"linear", linear_job},
-                                     {"policy", policy_job},
-                                     {"plan", plan_job},
-                                     {"step", step_job}};
+constexpr Operation kOperations[] = {{"attention", attention_job}, {"gemm-q", gemm_q_job},
+                                     {"gemm-o", gemm_o_job},       {"linear", linear_job},
+                                     {"policy", policy_job},       {"plan", plan_job},
+                                     {"gemm-plan", gemm_plan_job}, {"step", step_job}};
 
 template <typename T>
 T choose(const std::string& option, const std::string& value,
@@ -267,7 +264,8 @@ void add_bench(CLI::App& app, Command& selected) {
   const auto add_list = [&](const char* name, auto& values, const char* help) {
     add(name, values, help)->delimiter(',')->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   };
-  add("op", options->op, "attention, gemm-q, gemm-o, linear, policy, plan or step")->required();
+  add("op", options->op, "attention, gemm-q, gemm-o, linear, policy, plan, gemm-plan or step")
+      ->required();
   add_list("--seq", options->seq_lens, "tokens");
   add("--heads", options->heads, "heads")->check(kPositive);
   add("--head-dim", options->head_dim, "features of a head")->check(kPositive);

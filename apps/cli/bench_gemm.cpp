@@ -1,5 +1,6 @@
-// bench_gemm.cpp -- the jobs `gemm-q`, `gemm-o` and `linear`. in_features = out_features = heads *
-// head_dim. SPDX-License-Identifier: Apache-2.0
+// bench_gemm.cpp -- the jobs `gemm-q`, `gemm-o`, `gemm-plan` and `linear`. in_features =
+// out_features = heads * head_dim. SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <memory>
 
 #include "bench_jobs.h"
@@ -80,6 +81,39 @@ BenchJob gemm_q_job(Backend& backend, const BenchShape& shape, const MaskRequest
   job.error = [&backend, operands] { return sampled_error(backend, *operands, true); };
   job.macs_done = operands->dense_macs() * operands->live_fraction();
   job.ideal = 1 / operands->live_fraction();
+  return job;
+}
+
+BenchJob gemm_plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask) {
+  const auto operands = std::make_shared<GemmOperands>(backend, shape, mask, shape.head_dim);
+  const auto o_weight =
+      std::make_shared<PackedWeight>(backend.pack_weight(operands->w_host, shape.dtype, 0));
+  const BlockGrid& grid = operands->symbols.q_grid();
+  const auto words =
+      std::make_shared<SymbolWords>(make_symbol_words(backend, grid, grid, shape.num_heads));
+  upload_symbols(backend, operands->symbols, *words);
+  const auto project = [&backend, operands](const GemmPlan& plan) {
+    gemm_q(backend, plan, operands->x, operands->weight, {}, {}, operands->out);
+  };
+  BenchJob job;
+  job.sparse = [&backend, operands, words] {
+    return time_once(backend, operands->shape, [&] {
+      backend.build_gemm_plan_from(*words, 0, operands->shape.seq_len, words.get(), operands->plan,
+                                   {});
+    });
+  };
+  job.dense = [=, &backend] {
+    return time_once(backend, operands->shape, [&] { project(operands->dense_plan); });
+  };
+  // Both projections go by the plan, so that the timed builds make the lists of both.
+  job.error = [=, &backend] {
+    project(operands->plan);
+    const double error = sampled_error(backend, *operands, true);
+    gemm_o_update(backend, operands->plan, {o_weight.get(), {}, operands->x, {}, operands->out}, 1,
+                  {});
+    return std::max(error, sampled_error(backend, *operands, false));
+  };
+  job.ideal = 0;
   return job;
 }
 

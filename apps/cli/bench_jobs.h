@@ -35,6 +35,8 @@ BenchJob linear_job(Backend& backend, const BenchShape& shape, const MaskRequest
 BenchJob policy_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // The attention plan of one layer from symbols in the backend's memory; dense as of policy_job.
 BenchJob plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
+// The plan of one layer's GEMM-Q and GEMM-O likewise; dense is the dense GEMM-Q.
+BenchJob gemm_plan_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);
 // One attention layer through the engine, projections and gated residual included, over an
 // interval.
 BenchJob step_job(Backend& backend, const BenchShape& shape, const MaskRequest& mask);

@@ -63,8 +63,12 @@ struct GemmPlan {
   std::vector<std::int32_t> head_lists;  // [row_blocks, num_heads]: cached then live, ascending
   std::int64_t live_rows = 0;            // sum over heads of rows to compute
   std::int64_t total_rows = 0;           // num_heads times the valid rows
+  // Built from SymbolWords (selection.h): only the device knows the lists. row_blocks and
+  // head_lists are then empty, live_rows is 0, and the plan serves no other backend.
+  bool lists_on_device = false;
   BackendLists backend_lists = no_backend_lists();
 
+  // Both throw kInvalidArgument if the lists are on a device.
   std::span<const std::int32_t> cached_heads(std::size_t row_block) const;
   std::span<const std::int32_t> live_heads(std::size_t row_block) const;
 };

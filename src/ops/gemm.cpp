@@ -9,8 +9,11 @@
 namespace flashomni {
 namespace {
 
-void check_built(const char* op, const GemmPlan& plan, const PackedWeight& weight) {
+void check_built(const char* op, const Backend& backend, const GemmPlan& plan,
+                 const PackedWeight& weight) {
   FO_CHECK(plan.num_heads > 0, "%s: plan is empty, expected one from build_gemm_plan", op);
+  FO_CHECK(!plan.lists_on_device || backend.device().type != DeviceType::kCpu,
+           "%s: plan has its lists on a device, expected one built by a host backend", op);
   FO_CHECK(weight.storage, "%s: weight is missing, expected one made by Backend::pack_weight", op);
 }
 
@@ -43,7 +46,7 @@ ProjectionArguments projection_arguments(const char* op, const Backend& backend,
                                          const BiasCacheView& cache) {
   FO_CHECK(projection.weight, "%s: weight is missing", op);
   const PackedWeight& weight = *projection.weight;
-  check_built(op, plan, weight);
+  check_built(op, backend, plan, weight);
   if (projection.mlp) check_present(op, "mlp", projection.mlp, 3);
   const index_t mlp_dim = projection.mlp ? projection.mlp.size(2) : 0;
   const index_t attention_dim = weight.in_features - mlp_dim;
@@ -99,7 +102,7 @@ void check_projection(const char* op, Device device, const ProjectionArguments& 
 void gemm_q(Backend& backend, const GemmPlan& plan, ConstTensorView x, const PackedWeight& weight,
             ConstTensorView bias, const NormRope& epilogue, TensorView out, Stream stream) {
   constexpr const char* kOp = "gemm_q";
-  check_built(kOp, plan, weight);
+  check_built(kOp, backend, plan, weight);
   FO_CHECK(weight.out_features > 0 && weight.out_features % plan.num_heads == 0,
            "gemm_q: weight has %lld out_features, expected a multiple of the plan's %d heads",
            static_cast<long long>(weight.out_features), plan.num_heads);

@@ -60,11 +60,17 @@ void build_attention_plan(const SparseSymbols& symbols, AttentionPlan& plan) {
 }
 
 std::span<const std::int32_t> GemmPlan::cached_heads(std::size_t row_block) const {
+  FO_CHECK(!lists_on_device,
+           "cached_heads: plan has its lists on a device, expected one with them "
+           "on the host");
   return {head_lists.data() + row_block * num_heads,
           static_cast<std::size_t>(row_blocks[row_block].num_cached)};
 }
 
 std::span<const std::int32_t> GemmPlan::live_heads(std::size_t row_block) const {
+  FO_CHECK(!lists_on_device,
+           "live_heads: plan has its lists on a device, expected one with them "
+           "on the host");
   const std::int32_t num_cached = row_blocks[row_block].num_cached;
   return {head_lists.data() + row_block * num_heads + num_cached,
           static_cast<std::size_t>(num_heads - num_cached)};
@@ -85,6 +91,7 @@ void build_gemm_plan(const SparseSymbols& symbols, int first_token, int num_toke
   plan.num_rows = num_tokens;
   plan.num_q_blocks = grid.num_blocks();
   plan.live_rows = plan.total_rows = 0;
+  plan.lists_on_device = false;
   plan.row_blocks.clear();
   plan.head_lists.clear();
   plan.backend_lists = no_backend_lists();

@@ -48,15 +48,11 @@ TEST(CudaTiles, HeadTilesCoverEveryLiveHeadOnce) {
     for (const int clusters : {1, 7, 66}) {
       std::map<Place, int> seen;
       for (const HeadTile& tile : make_head_tiles(plan, clusters)) {
-        for (int i = 0; i < (tile.sharing == Sharing::kBoth ? 2 : 4); ++i) {
+        for (int i = 0; i < (tile.in_halves ? 2 : 4); ++i) {
           const RowRange& rows = tile.rows[i];
-          if (rows.num_rows > 0) ++seen[{rows.batch, rows.row, tile.heads[i / 2]}];
+          if (rows.num_rows > 0) ++seen[{rows.batch, rows.row, tile.head}];
         }
-        if (tile.sharing == Sharing::kHead) {
-          EXPECT_EQ(tile.heads[0], tile.heads[1]);
-          continue;
-        }
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; tile.in_halves && i < 2; ++i) {
           EXPECT_EQ(
               std::tie(tile.rows[i].batch, tile.rows[i].row, tile.rows[i].num_rows),
               std::tie(tile.rows[i + 2].batch, tile.rows[i + 2].row, tile.rows[i + 2].num_rows));
@@ -70,43 +66,50 @@ TEST(CudaTiles, HeadTilesCoverEveryLiveHeadOnce) {
 TEST(CudaTiles, AnUnfinishedRoundOfHeadTilesIsHalved) {
   const GemmPlan plan = random_plan(128 * 9, 1, 0);  // 9 + 8 row blocks: 4 tiles and 1 row block
   EXPECT_EQ(make_head_tiles(plan, 4).size(), 5u);
-  for (const auto& [clusters, num_rows] : {std::pair(9, 2), {16, 2}, {17, 1}}) {
+  for (const int clusters : {9, 16, 17}) {
     const auto tiles = make_head_tiles(plan, clusters);
-    EXPECT_EQ(tiles.size(), num_rows == 2 ? 9u : 17u) << clusters;
-    for (const HeadTile& tile : tiles) {
-      EXPECT_EQ(tile.sharing, Sharing::kBoth);
-      if (num_rows == 1) EXPECT_EQ(tile.rows[1].num_rows, 0);
-    }
+    EXPECT_EQ(tiles.size(), 9u) << clusters;
+    for (const HeadTile& tile : tiles) EXPECT_TRUE(tile.in_halves);
   }
 }
 
-TEST(CudaTiles, RowBlocksThatShareTwoHeadsMakeATile) {
-  const auto count = [](const std::vector<HeadTile>& tiles, Sharing sharing) {
-    return std::ranges::count(tiles, sharing, &HeadTile::sharing);
-  };
-  const GemmPlan all = random_plan(128 * 10 - 50, 5, 0);  // 10 + 9 row blocks
-  const auto tiles = make_head_tiles(all, 1);
-  EXPECT_EQ(count(tiles, Sharing::kRows), 2 * 9);  // two pairs of heads; one row block is left
-  EXPECT_EQ(count(tiles, Sharing::kHead), 19 / 4 + 1);
-  EXPECT_EQ(count(tiles, Sharing::kBoth), 4);
+// As heads and row blocks (of 128 rows, of one item) of each tile.
+std::vector<std::vector<int>> heads_and_blocks(const std::vector<HeadTile>& tiles) {
+  std::vector<std::vector<int>> lists;
   for (const HeadTile& tile : tiles) {
-    if (tile.sharing == Sharing::kRows) EXPECT_EQ(tile.heads[0] + 1, tile.heads[1]);
-  }
-  // One pair in two row blocks that are further apart than L2 reaches.
-  const BlockGrid grid(128, 1, make_segments(128 * (kPairReach + 2), 0, TextPosition::kNone));
-  for (const int distance : {kPairReach, kPairReach + 1}) {
-    SparseSymbols symbols(grid, grid, 2);
-    for (int block = 0; block < grid.num_blocks(); ++block) {
-      if (block == 0 || block == distance) continue;
-      symbols.cache(0, 0, block);
-      symbols.cache(0, 1, block);
+    std::vector<int>& list = lists.emplace_back(1, tile.head);
+    for (int i = 0; i < (tile.in_halves ? 2 : 4); ++i) {
+      if (tile.rows[i].num_rows > 0) list.push_back(tile.rows[i].row / 128);
     }
-    GemmPlan plan;
-    build_gemm_plan(symbols, 0, grid.num_tokens(), nullptr, plan);
-    const auto two = make_head_tiles(plan, 1);
-    EXPECT_EQ(count(two, Sharing::kRows), distance == kPairReach ? 1 : 0);
-    EXPECT_EQ(count(two, Sharing::kBoth), distance == kPairReach ? 0 : 2);
   }
+  return lists;
+}
+
+TEST(CudaTiles, AHeadWaitsUntilItIsLiveInFourRowBlocks) {
+  const std::vector<std::vector<int>> live = {// of heads
+                                              {0, 2, 3, 5, 6},
+                                              {0, 1, 2, 3},
+                                              {1, 3, 5},
+                                              {},
+                                              {0, 1, 2, 3, 4, 5, 6}};
+  const BlockGrid grid(128, 1, make_segments(128 * 7, 0, TextPosition::kNone));
+  SparseSymbols symbols(grid, grid, 5);
+  for (int head = 0; head < 5; ++head) {
+    for (int block = 0; block < 7; ++block) {
+      if (!std::ranges::count(live[head], block)) symbols.cache(0, head, block);
+    }
+  }
+  GemmPlan plan;
+  build_gemm_plan(symbols, 0, 128 * 7, nullptr, plan);
+  using testing::ElementsAre;
+  EXPECT_THAT(heads_and_blocks(make_head_tiles(plan, 1)),
+              ElementsAre(ElementsAre(1, 0, 1, 2, 3), ElementsAre(4, 0, 1, 2, 3),
+                          ElementsAre(0, 0, 2, 3, 5), ElementsAre(2, 1, 3, 5),
+                          ElementsAre(4, 4, 5, 6), ElementsAre(0, 6)));
+  EXPECT_THAT(heads_and_blocks(make_head_tiles(plan, 4)),  // the fifth and what is left of head 0
+              ElementsAre(ElementsAre(1, 0, 1, 2, 3), ElementsAre(4, 0, 1, 2, 3),
+                          ElementsAre(0, 0, 2, 3, 5), ElementsAre(2, 1, 3, 5), ElementsAre(4, 4, 5),
+                          ElementsAre(4, 6), ElementsAre(0, 6)));
 }
 
 TEST(CudaTiles, RowTilesHoldEveryLiveHeadOnce) {

@@ -6,6 +6,7 @@
 #include "case.h"
 #include "errors.h"
 #include "flashomni/attention.h"
+#include "flashomni/gemm.h"
 #include "flashomni/policy.h"
 
 namespace flashomni {
@@ -107,6 +108,33 @@ TEST(AttentionPlanOnADevice, IsRefusedByHostBackends) {
   const Tensor out = Tensor::host(DType::kF32, {2, 150, 3, 24});
   EXPECT_EQ(test::error_of([&] { attention(*backend, plan, x, x, x, 1, out); }),
             "attention: plan has its lists on a device, expected one built by a host backend");
+}
+
+TEST(GemmPlanOnADevice, IsRefusedByHostBackends) {
+  const auto backend = make_backend("reference");
+  GemmPlan plan;
+  build_gemm_plan(SparseSymbols(kAxis.grid(2), kAxis.grid(2), 3), 0, 150, nullptr, plan);
+  plan.lists_on_device = true;
+  const PackedWeight weight =
+      backend->pack_weight(test::random_tensor(DType::kF32, {24, 24}, 1), DType::kF32, 8);
+  const Tensor x = test::random_tensor(DType::kF32, {2, 150, 24}, 2);
+  const Tensor out = Tensor::host(DType::kF32, {2, 150, 24});
+  const OutputProjection projection{&weight, {}, x, {}, out};
+  const float one[] = {1};
+  const std::string refusal =
+      ": plan has its lists on a device, expected one built by a host backend";
+  EXPECT_EQ(test::error_of([&] { gemm_q(*backend, plan, x, weight, {}, {}, out); }),
+            "gemm_q" + refusal);
+  EXPECT_EQ(test::error_of([&] { gemm_o_update(*backend, plan, projection, 1, {}); }),
+            "gemm_o_update" + refusal);
+  EXPECT_EQ(test::error_of([&] { gemm_o_dispatch(*backend, plan, projection, one, {}); }),
+            "gemm_o_dispatch" + refusal);
+  EXPECT_EQ(test::error_of([&] { plan.live_heads(0); }),
+            "live_heads: plan has its lists on a device, expected one with them on the host");
+  EXPECT_EQ(test::error_of([&] { plan.cached_heads(0); }),
+            "cached_heads: plan has its lists on a device, expected one with them on the host");
+  build_gemm_plan(SparseSymbols(kAxis.grid(2), kAxis.grid(2), 3), 0, 150, nullptr, plan);
+  EXPECT_FALSE(plan.lists_on_device);
 }
 
 }  // namespace

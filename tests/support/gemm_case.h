@@ -20,9 +20,25 @@ inline Sparsity projection_sparsity(int batch, int num_heads, const Axis& axis, 
   return make_sparsity(batch, num_heads, axis, {1, 1}, pattern, seed);
 }
 
+inline SymbolWords upload_words(Backend& backend, const SparseSymbols& symbols) {
+  SymbolWords words =
+      make_symbol_words(backend, symbols.q_grid(), symbols.kv_grid(), symbols.num_heads());
+  upload_symbols(backend, symbols, words);
+  return words;
+}
+
+// From symbols on the host, or uploaded first.
 inline GemmPlan make_plan(Backend& backend, const Sparsity& sparsity, TokenRange range,
-                          const Sparsity* previous = nullptr) {
+                          const Sparsity* previous = nullptr, bool from_words = false) {
   GemmPlan plan;
+  if (from_words) {
+    const SymbolWords words = upload_words(backend, sparsity.symbols());
+    const SymbolWords before =
+        previous ? upload_words(backend, previous->symbols()) : SymbolWords();
+    backend.build_gemm_plan_from(words, range.first, range.count, previous ? &before : nullptr,
+                                 plan, {});
+    return plan;
+  }
   const SparseSymbols symbols = sparsity.symbols();
   const SparseSymbols before = previous ? previous->symbols() : SparseSymbols();
   backend.build_gemm_plan(symbols, range.first, range.count, previous ? &before : nullptr, plan,
@@ -39,13 +55,14 @@ struct GemmQCase {
   Tensor norm_weight;  // f32 or absent
   Tensor cos, sin;     // f32 or absent
   float eps = 1e-6f;
-  Tensor out;  // a canary before the call
+  Tensor out;               // a canary before the call
+  bool from_words = false;  // how the plan is built
 };
 
 inline GemmQCase random_gemm_q(const Sparsity& sparsity, TokenRange range, int in_features,
                                int head_dim, DType dtype, unsigned seed = 1) {
   const index_t batch = sparsity.batch, out_features = sparsity.num_heads * head_dim;
-  GemmQCase c{sparsity, range, head_dim, {}, {}, {}, {}, {}, {}, 1e-6f, {}};
+  GemmQCase c{sparsity, range, head_dim, {}, {}, {}, {}, {}, {}, 1e-6f, {}, false};
   c.x = random_tensor(dtype, {batch, range.count, in_features}, seed);
   c.weight = random_tensor(dtype, {out_features, in_features}, seed + 1,
                            1 / std::sqrt(static_cast<double>(in_features)));
@@ -70,7 +87,7 @@ inline Tensor upload_if(Backend& backend, const Tensor& host) {
 }
 
 inline void run(Backend& backend, GemmQCase& c) {
-  const GemmPlan plan = make_plan(backend, c.sparsity, c.range);
+  const GemmPlan plan = make_plan(backend, c.sparsity, c.range, nullptr, c.from_words);
   const PackedWeight weight = backend.pack_weight(c.weight, c.weight.dtype(), c.head_dim);
   const Tensor x = upload(backend, c.x), bias = upload_if(backend, c.bias);
   const Tensor norm = upload_if(backend, c.norm_weight), out = upload(backend, c.out);
@@ -87,7 +104,7 @@ inline void run_together(Backend& backend, std::span<GemmQCase> cases) {
   std::vector<std::array<Tensor, 5>> operands;
   for (GemmQCase& c : cases) {
     c.x = cases[0].x.clone();
-    plans.push_back(make_plan(backend, c.sparsity, c.range));
+    plans.push_back(make_plan(backend, c.sparsity, c.range, nullptr, c.from_words));
     weights.push_back(backend.pack_weight(c.weight, c.weight.dtype(), c.head_dim));
     operands.push_back({upload_if(backend, c.bias), upload_if(backend, c.norm_weight),
                         upload_if(backend, c.cos), upload_if(backend, c.sin),

@@ -11,6 +11,7 @@ struct OutputShape {
   bool compact_cache = false;  // in the dtype that the backend asks for, instead of f32
   bool adds = false;           // to a residual; `out` is that
   bool gate = true;            // if it adds
+  bool from_words = false;     // how plans are built
 };
 
 // One layer with its weight and its bias cache; each step brings new inputs and symbols.
@@ -54,7 +55,8 @@ class OutputLayer {
 
   // An update step; `symbols` become the layer's.
   void update(const Sparsity& symbols, float steps) {
-    const GemmPlan plan = make_plan(backend_, symbols, range_, updated_ ? &sparsity_ : nullptr);
+    const GemmPlan plan =
+        make_plan(backend_, symbols, range_, updated_ ? &sparsity_ : nullptr, shape_.from_words);
     expect_update(symbols, steps);
     sparsity_ = symbols;
     updated_ = true;
@@ -66,7 +68,7 @@ class OutputLayer {
   }
 
   void dispatch(const std::vector<float>& coefficients) {
-    const GemmPlan plan = make_plan(backend_, sparsity_, range_);
+    const GemmPlan plan = make_plan(backend_, sparsity_, range_, nullptr, shape_.from_words);
     expect_dispatch(coefficients);
     call(
         [&](const OutputProjection& projection, const BiasCacheView& cache) {

@@ -203,6 +203,13 @@ class CudaBackend final : public Backend {
     }).reset();
   }
 
+  void build_gemm_plan_from(const SymbolWords& words, int first_token, int num_tokens,
+                            const SymbolWords* previous, GemmPlan& plan, Stream stream) override {
+    const DeviceScope scope(device_index_);
+    lists_in<DeviceGemmPlan>(plan.backend_lists)
+        .assign(words, first_token, num_tokens, previous, plan, target(stream));
+  }
+
   void attention(const AttentionPlan& plan, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                  float scale, TensorView out, TensorView lse, Stream stream,
                  const AttentionReuse& reuse) override {

@@ -1,6 +1,7 @@
 #include "backend/cuda/gemm.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/device/barrier.cuh"
 #include "backend/cuda/kernels.h"
@@ -79,6 +80,13 @@ void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
                           stream));
 }
 
+template <typename Tile>
+void upload_tiles(const std::vector<Tile>& tiles, TileList& list, cudaStream_t stream) {
+  upload(tiles, list.tiles, stream);
+  list.num_tiles = static_cast<int>(tiles.size());
+  list.is_counted = false;
+}
+
 DType term_type(const BiasCacheView& cache, const PackedWeight& weight) {
   return cache.order >= 0 ? cache.terms[0].dtype : weight.dtype;
 }
@@ -97,8 +105,33 @@ __global__ void advance_valid_order(const GemmTile* tiles, int num_tiles, int nu
 }  // namespace
 
 void DeviceGemmPlan::reset() {
-  head_tiles_.made_for = update_tiles_.made_for = dispatch_tiles_.made_for = 0;
+  head_tiles_.made_for = output_tiles_.made_for = 0;
   has_heads_ = false;
+}
+
+void DeviceGemmPlan::assign(const SymbolWords& words, int first_token, int num_tokens,
+                            const SymbolWords* previous, GemmPlan& plan,
+                            const LaunchTarget& target) {
+  builder_.build(words, first_token, num_tokens, previous, heads_, target.stream);
+  has_heads_ = true;
+  const GemmPlan& shape = builder_.shape();
+  plan.num_heads = shape.num_heads;
+  plan.batch = shape.batch;
+  plan.num_rows = shape.num_rows;
+  plan.num_q_blocks = shape.num_q_blocks;
+  plan.row_blocks.clear();
+  plan.head_lists.clear();
+  plan.live_rows = 0;
+  plan.total_rows = shape.total_rows;
+  plan.lists_on_device = true;
+  const int head_dim = std::exchange(head_tiles_.made_for, 0);
+  const int out_features = std::exchange(output_tiles_.made_for, 0);
+  if (head_dim > 0) make_head_tiles(plan, head_dim, target);
+  if (out_features > 0) make_output_tiles(plan, out_features, target);
+}
+
+const GemmPlan& DeviceGemmPlan::shape_of(const GemmPlan& plan) const {
+  return plan.lists_on_device ? builder_.shape() : plan;
 }
 
 void DeviceGemmPlan::upload_heads(const GemmPlan& plan, cudaStream_t stream) {
@@ -110,35 +143,41 @@ void DeviceGemmPlan::upload_heads(const GemmPlan& plan, cudaStream_t stream) {
 void DeviceGemmPlan::make_head_tiles(const GemmPlan& plan, int head_dim,
                                      const LaunchTarget& target) {
   upload_heads(plan, target.stream);
-  if (head_tiles_.made_for == head_dim) return;
-  const auto keep = [&](const auto& tiles) {
-    upload(tiles, head_tiles_.tiles, target.stream);
-    head_tiles_.num_tiles = static_cast<int>(tiles.size());
-  };
-  if (head_dim == 128) {
-    keep(cuda::make_head_tiles(plan, target.num_sms / 2));
+  TileList& list = head_tiles_;
+  if (list.made_for == head_dim) return;
+  const int num_clusters = target.num_sms / 2, heads_per_tile = 2 * kWideTile / head_dim;
+  if (plan.lists_on_device && head_dim == 128) {
+    builder_.make_head_tiles(num_clusters, list, target.stream);
+  } else if (plan.lists_on_device) {
+    builder_.make_row_tiles(heads_per_tile, list, target.stream);
+  } else if (head_dim == 128) {
+    upload_tiles(cuda::make_head_tiles(plan, num_clusters), list, target.stream);
   } else {
-    keep(make_row_tiles(plan, 2 * kWideTile / head_dim));
+    upload_tiles(make_row_tiles(plan, heads_per_tile), list, target.stream);
   }
-  head_tiles_.made_for = head_dim;
+  list.made_for = head_dim;
 }
 
-void DeviceGemmPlan::make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
+void DeviceGemmPlan::make_output_tiles(const GemmPlan& plan, int out_features,
                                        const LaunchTarget& target) {
   upload_heads(plan, target.stream);
-  TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
+  TileList& list = output_tiles_;
   if (list.made_for == out_features) return;
-  auto tiles = make_column_tiles(plan, out_features);
-  halve_last_tiles(out_features, target.num_sms / 2, tiles);
-  upload(tiles, list.tiles, target.stream);
-  list.num_tiles = static_cast<int>(tiles.size());
+  const int num_clusters = target.num_sms / 2;
+  if (plan.lists_on_device) {
+    builder_.make_column_tiles(out_features, num_clusters, list, target.stream);
+  } else {
+    auto tiles = make_column_tiles(plan, out_features);
+    halve_last_tiles(out_features, num_clusters, tiles);
+    upload_tiles(tiles, list, target.stream);
+  }
   list.made_for = out_features;
 }
 
 ProjectionParams DeviceGemmPlan::head_params(const InputProjection& projection,
                                              const LaunchTarget& target) {
   const PackedWeight& weight = *projection.weight;
-  check_row_blocks("gemm_q", *projection.plan);
+  check_row_blocks("gemm_q", shape_of(*projection.plan));
   make_head_tiles(*projection.plan, weight.column_group, target);
   const NormRope& epilogue = projection.epilogue;
   ProjectionParams params{};
@@ -146,6 +185,7 @@ ProjectionParams DeviceGemmPlan::head_params(const InputProjection& projection,
   params.out_map = matrix_map(projection.out, kTileM / 2);
   params.tiles = head_tiles_.tiles.as<void>();
   params.num_tiles = head_tiles_.num_tiles;
+  if (head_tiles_.is_counted) params.tiles_counted = head_tiles_.count.as<std::int32_t>();
   params.heads = heads_.as<std::int32_t>();
   params.bias = projection.bias.as<float>();
   params.out = projection.out.data;
@@ -160,8 +200,7 @@ ProjectionParams DeviceGemmPlan::head_params(const InputProjection& projection,
   return params;
 }
 
-GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
-                                         const OutputProjection& projection,
+GemmParams DeviceGemmPlan::output_params(const GemmPlan& plan, const OutputProjection& projection,
                                          const BiasCacheView& cache, const LaunchTarget& target) {
   const PackedWeight& weight = *projection.weight;
   const index_t head_columns = projection.o.size(2), head_dim = head_columns / plan.num_heads;
@@ -170,9 +209,9 @@ GemmParams DeviceGemmPlan::output_params(GemmKind kind, const GemmPlan& plan,
             "gemm_o: the cuda backend has no kernel for head_dim %lld; it has multiples of %d",
             static_cast<long long>(head_dim), kSlice);
   }
-  check_row_blocks("gemm_o", plan);
-  make_output_tiles(kind, plan, static_cast<int>(weight.out_features), target);
-  const TileList& list = kind == GemmKind::kUpdate ? update_tiles_ : dispatch_tiles_;
+  check_row_blocks("gemm_o", shape_of(plan));
+  make_output_tiles(plan, static_cast<int>(weight.out_features), target);
+  const TileList& list = output_tiles_;
   GemmParams params{};
   params.a_map = matrix_map(projection.o, kTileM / 2);
   const TensorView out = projection.residual ? projection.residual : projection.out;
@@ -215,13 +254,13 @@ void DeviceGemmPlan::launch_o_update(const GemmPlan& plan, const OutputProjectio
   const DType term = term_type(cache, *projection.weight);
   const GemmKernel kernel =
       choose_kernel("gemm_o_update", *projection.weight, GemmKind::kUpdate, 0, term, target);
-  GemmParams params = output_params(GemmKind::kUpdate, plan, projection, cache, target);
+  GemmParams params = output_params(plan, projection, cache, target);
   params.inverse_steps = 1 / steps_since_update;
   launch(kernel, params, target);
   if (cache.order < 0 || params.num_tiles == 0) return;
   constexpr int kThreads = 256;
   launch_early(advance_valid_order, divide_up(params.num_tiles, kThreads), kThreads, 0,
-               target.stream, update_tiles_.tiles.as<GemmTile>(), params.num_tiles,
+               target.stream, output_tiles_.tiles.as<GemmTile>(), params.num_tiles,
                params.num_q_blocks, cache.order, cache.valid_order.as<std::uint8_t>());
 }
 
@@ -231,7 +270,7 @@ void DeviceGemmPlan::launch_o_dispatch(const GemmPlan& plan, const OutputProject
   const DType term = term_type(cache, *projection.weight);
   const GemmKernel kernel =
       choose_kernel("gemm_o_dispatch", *projection.weight, GemmKind::kDispatch, 0, term, target);
-  GemmParams params = output_params(GemmKind::kDispatch, plan, projection, cache, target);
+  GemmParams params = output_params(plan, projection, cache, target);
   params.order = static_cast<int>(coefficients.size()) - 1;
   std::copy(coefficients.begin(), coefficients.end(), params.coefficients);
   launch(kernel, params, target);
@@ -250,9 +289,13 @@ void launch_heads(ConstTensorView x, std::span<const InputProjection> projection
     params.projections[i] = lists[i]->head_params(projections[i], target);
     params.num_tiles += params.projections[i].num_tiles;
   }
-  // Long lists first: what a sparse one ends with fills the gaps of the last round.
-  std::sort(params.projections, params.projections + projections.size(),
-            [](const auto& a, const auto& b) { return a.num_tiles > b.num_tiles; });
+  // Long lists first: what a sparse one ends with fills the gaps of the last round. Those that the
+  // device counted are sparse.
+  std::stable_sort(params.projections, params.projections + projections.size(),
+                   [](const auto& a, const auto& b) {
+                     if (!a.tiles_counted != !b.tiles_counted) return !a.tiles_counted;
+                     return a.num_tiles > b.num_tiles;
+                   });
   launch(kernel, params, target);
 }
 

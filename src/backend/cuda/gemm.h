@@ -10,6 +10,7 @@
 #include "flashomni/plan.h"
 
 #include "backend/cuda/check_cuda.h"
+#include "backend/cuda/gemm_lists.h"
 #include "backend/cuda/kernels/gemm_params.h"
 
 namespace flashomni::cuda {
@@ -21,11 +22,17 @@ struct LaunchTarget {
   cudaStream_t stream = nullptr;
 };
 
-// The lists of a projection's plan on the device, made when a projection first needs them.
+// The lists of a projection's plan on the device. Tiles are made when a projection first needs
+// them.
 class DeviceGemmPlan {
  public:
   // Forgets the lists of an earlier plan; keeps their storage.
   void reset();
+
+  // Makes the lists on the device, and tiles for the projections that went by the lists before: so
+  // a captured build holds all that captured projections need. Waits for nothing.
+  void assign(const SymbolWords& words, int first_token, int num_tokens,
+              const SymbolWords* previous, GemmPlan& plan, const LaunchTarget& target);
 
   // What launch_heads() tells its kernel of a projection by this plan.
   ProjectionParams head_params(const InputProjection& projection, const LaunchTarget& target);
@@ -38,19 +45,16 @@ class DeviceGemmPlan {
                          const LaunchTarget& target);
 
  private:
-  struct TileList {
-    DeviceBuffer tiles;
-    int num_tiles = 0;
-    int made_for = 0;  // head_dim, or output features; 0: not made
-  };
+  // The plan, or what is known of it here if its lists are on the device.
+  const GemmPlan& shape_of(const GemmPlan& plan) const;
   void make_head_tiles(const GemmPlan& plan, int head_dim, const LaunchTarget& target);
-  void make_output_tiles(GemmKind kind, const GemmPlan& plan, int out_features,
-                         const LaunchTarget& target);
+  void make_output_tiles(const GemmPlan& plan, int out_features, const LaunchTarget& target);
   void upload_heads(const GemmPlan& plan, cudaStream_t stream);
-  GemmParams output_params(GemmKind kind, const GemmPlan& plan, const OutputProjection& projection,
+  GemmParams output_params(const GemmPlan& plan, const OutputProjection& projection,
                            const BiasCacheView& cache, const LaunchTarget& target);
 
-  TileList head_tiles_, update_tiles_, dispatch_tiles_;
+  GemmListBuilder builder_;
+  TileList head_tiles_, output_tiles_;
   DeviceBuffer heads_;
   bool has_heads_ = false;
 };

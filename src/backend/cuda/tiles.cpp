@@ -27,99 +27,42 @@ GemmTile tile_of(const GemmPlan& plan, std::size_t row_block, int column) {
           0};
 }
 
-HeadTile of_one_head(int head, std::span<const RowRange> rows) {
-  HeadTile tile{Sharing::kHead, {head, head}, {}, 0};
+RowRange range_of(const RowBlock& block) { return {block.batch, block.row, block.num_rows}; }
+
+// Up to four row blocks, and up to two.
+HeadTile whole_tile(int head, std::span<const RowRange> rows) {
+  HeadTile tile{head, 0, {}, 0};
   std::ranges::copy(rows, tile.rows);
   return tile;
 }
-// Of at most two row blocks.
-HeadTile of_two_rows(Sharing sharing, int first_head, int second_head, RowRange first,
-                     RowRange second) {
-  return {sharing, {first_head, second_head}, {first, second, first, second}, 0};
+HeadTile tile_in_halves(int head, const RowRange& first, const RowRange& second) {
+  return {head, 1, {first, second, first, second}, 0};
 }
-
-// The work of a tile in tiles of one head and at most `num_rows` row blocks, 2 or 1.
-void add_parts(const HeadTile& tile, int num_rows, std::vector<HeadTile>& parts) {
-  for (int i = 0; i < (tile.sharing == Sharing::kBoth ? 2 : 4); i += num_rows) {
-    const RowRange second = num_rows == 2 ? tile.rows[i + 1] : RowRange{};
-    if (tile.rows[i].num_rows == 0) continue;
-    const int head = tile.heads[i / 2];
-    parts.push_back(of_two_rows(Sharing::kBoth, head, head, tile.rows[i], second));
-  }
-}
-
-RowRange range_of(const RowBlock& block) { return {block.batch, block.row, block.num_rows}; }
-
-// The first and second, third and fourth, ... live heads of row blocks, and with which other row
-// block that has the same two heads among its own they make a tile.
-class HeadPairs {
- public:
-  static constexpr int kNone = -1;
-
-  explicit HeadPairs(const GemmPlan& plan)
-      : pairs_per_block_(plan.num_heads / 2), partner_(plan.row_blocks.size() * pairs_per_block_) {
-    std::ranges::fill(partner_, kNone);
-    const auto num_heads = static_cast<std::size_t>(plan.num_heads);
-    std::vector<int> waiting(num_heads * num_heads,
-                             kNone);  // place of the last one without partner
-    for (int block = 0; block < static_cast<int>(plan.row_blocks.size()); ++block) {
-      const auto live = plan.live_heads(static_cast<std::size_t>(block));
-      for (int pair = 0; pair < static_cast<int>(live.size()) / 2; ++pair) {
-        const int place = block * pairs_per_block_ + pair;
-        int& other = waiting[live[2 * pair] * num_heads + live[2 * pair + 1]];
-        if (other == kNone || block - other / pairs_per_block_ > kPairReach) {
-          other = place;
-          continue;
-        }
-        partner_[place] = other / pairs_per_block_;
-        partner_[other] = block;
-        other = kNone;
-      }
-    }
-  }
-  int partner(int block, int pair) const { return partner_[block * pairs_per_block_ + pair]; }
-
- private:
-  int pairs_per_block_;
-  std::vector<int> partner_;  // [row block, pair]
-};
 
 // The tiles of make_head_tiles() before the last round is looked at.
 struct HeadTiles {
-  std::vector<HeadTile> whole, small;  // small: of at most two row blocks
+  std::vector<HeadTile> whole, in_halves;
 };
 
 HeadTiles gather_heads(const GemmPlan& plan) {
   HeadTiles tiles;
-  const HeadPairs pairs(plan);
   std::vector<std::vector<RowRange>> waiting(plan.num_heads);
-  const auto take = [&](int head, const RowRange& rows) {
-    waiting[head].push_back(rows);
-    if (waiting[head].size() < 4) return;
-    tiles.whole.push_back(of_one_head(head, waiting[head]));
-    waiting[head].clear();
-  };
-  for (int i = 0; i < static_cast<int>(plan.row_blocks.size()); ++i) {
-    const RowRange rows = range_of(plan.row_blocks[i]);
-    const auto live = plan.live_heads(static_cast<std::size_t>(i));
-    for (int n = 0; n < static_cast<int>(live.size()); ++n) {
-      const bool has_pair = n / 2 < static_cast<int>(live.size()) / 2;
-      const int partner = has_pair ? pairs.partner(i, n / 2) : HeadPairs::kNone;
-      if (partner == HeadPairs::kNone) {
-        take(live[n], rows);
-      } else if (partner < i && n % 2 == 0) {
-        tiles.whole.push_back(of_two_rows(Sharing::kRows, live[n], live[n + 1],
-                                          range_of(plan.row_blocks[partner]), rows));
-      }
+  for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
+    for (const int head : plan.live_heads(i)) {
+      std::vector<RowRange>& rows = waiting[head];
+      rows.push_back(range_of(plan.row_blocks[i]));
+      if (rows.size() < 4) continue;
+      tiles.whole.push_back(whole_tile(head, rows));
+      rows.clear();
     }
   }
   for (int head = 0; head < plan.num_heads; ++head) {
     std::vector<RowRange>& rows = waiting[head];
     if (rows.size() == 3) {
-      tiles.whole.push_back(of_one_head(head, rows));
+      tiles.whole.push_back(whole_tile(head, rows));
     } else if (!rows.empty()) {
       rows.resize(2);
-      tiles.small.push_back(of_two_rows(Sharing::kBoth, head, head, rows[0], rows[1]));
+      tiles.in_halves.push_back(tile_in_halves(head, rows[0], rows[1]));
     }
   }
   return tiles;
@@ -171,29 +114,17 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile) {
 }
 
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters) {
-  auto [tiles, small] = gather_heads(plan);
+  auto [tiles, in_halves] = gather_heads(plan);
   const auto rest = static_cast<std::ptrdiff_t>(tiles.size()) % num_clusters;
-  const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
-  tiles.resize(tiles.size() - last.size());
-  // As they are, in halves, in quarters.
-  std::vector<HeadTile> choices[] = {last, {}, {}};
-  choices[0].insert(choices[0].end(), small.begin(), small.end());
-  for (const HeadTile& tile : choices[0]) {
-    add_parts(tile, 2, choices[1]);
-    add_parts(tile, 1, choices[2]);
+  if (better_halved(static_cast<int>(rest), static_cast<int>(in_halves.size()), num_clusters)) {
+    const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
+    tiles.resize(tiles.size() - last.size());
+    for (const HeadTile& tile : last) {
+      tiles.push_back(tile_in_halves(tile.head, tile.rows[0], tile.rows[1]));
+      tiles.push_back(tile_in_halves(tile.head, tile.rows[2], tile.rows[3]));
+    }
   }
-  // Of a round, in 20ths: that of smaller tiles is shorter, but they read more of L2 for their
-  // work.
-  constexpr int kCosts[] = {20, 11, 8};
-  int best = 0, best_cost = 0;
-  for (int i = 0; i < 3; ++i) {
-    const int rounds = (static_cast<int>(choices[i].size()) + num_clusters - 1) / num_clusters;
-    const int cost = rounds * kCosts[i];
-    if (i > 0 && cost >= best_cost) continue;
-    best = i;
-    best_cost = cost;
-  }
-  tiles.insert(tiles.end(), choices[best].begin(), choices[best].end());
+  tiles.insert(tiles.end(), in_halves.begin(), in_halves.end());
   return tiles;
 }
 

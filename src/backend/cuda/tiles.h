@@ -23,17 +23,11 @@ void halve_last_tiles(int out_features, int num_clusters, std::vector<GemmTile>&
 // The live heads of a row block, up to `heads_per_tile` at a time.
 std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile);
 
-// How many row blocks apart two that make a tile of two heads may be: what is between them should
-// still be in L2.
-inline constexpr int kPairReach = 64;
-
-// Row blocks in order. Of each, its live heads are paired, first with second, third with fourth;
-// where the last row block without a partner that has the same pair is at most kPairReach before,
-// the two make a tile of two heads. The heads of pairs without a partner, and an odd last head,
-// wait for row blocks that have them likewise: four make a tile, when the fourth comes. So the
-// heads of a row block are worked on at about the same time. What is left of each head comes last,
-// two row blocks or one as a tile that is summed in halves. The last, unfinished round of whole
-// tiles and what is left are cut into such tiles where that saves time.
+// Each live head waits until it is live in four row blocks; they make a tile, in the order in which
+// the fourth comes. So whatever the mask tiles are full but for the last of a head, and the heads
+// of a row block are worked on at about the same time, while it is in L2. What is left of each head
+// comes last: of three row blocks a tile with a gap, of two or one a tile that is summed in halves.
+// The whole tiles of the last, unfinished round are cut into two such where that saves time.
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters);
 
 }  // namespace flashomni::cuda

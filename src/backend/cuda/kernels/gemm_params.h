@@ -26,6 +26,7 @@ struct ProjectionParams {
                         // out_is_f32
   const void* tiles;    // GemmTile or HeadTile; kLinear: none, see wide_tiles
   int num_tiles;
+  const std::int32_t* tiles_counted;  // kHeads: how many instead, num_tiles at most; or nullptr
   int out_features;
   const std::int32_t* heads;
   const float* bias;  // [out_features] or nullptr
@@ -44,7 +45,7 @@ struct GemmParams {
   CUtensorMap term_maps[3];  // bias cache [batch, rows, out_features], 64 rows x 64; f32: x 32
   ProjectionParams projections[kMaxProjections];  // the first, but of kHeads
 
-  int num_tiles;           // of all projections
+  int num_tiles;           // of all projections; kHeads: at most
   int column_tiles, rows;  // kLinear: row tile i / column_tiles, 2 x 256 columns;
   int wide_tiles;          // from this tile on, one such tile falls into two of 2 x 128
   int shares_weight;  // kLinear: a tile is two row tiles x 256 columns (128 from wide_tiles on)

@@ -220,21 +220,21 @@ struct GemmConsumer {
   }
   __device__ void project_head(float (&d)[kAccumulators], const HeadTile& tile) {
     const RowRange rows = rows_of(tile, 2 * rank + warpgroup);
-    const bool halves = tile.sharing == Sharing::kBoth;
+    const bool halves = tile.in_halves;
     const int slices = halves ? (params.slices + 1) / 2 : params.slices;
     if (rows.num_rows == 0) return skip(slices + (halves ? 2 : 0));
     clear(d);
     multiply<128>(d, slices);
     if (halves) exchange_halves(d);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (halves && half == 1) break;
-      const int first = (halves ? rank : half) * kBoxRows;
-      const int count = min(rows.num_rows - first, kBoxRows);
-      if (count <= 0) break;
-      epilogue.finish_head(d + half * 64, rank == 0 ? tile.heads[0] : tile.heads[1],
-                           {tile.projection, count, rows.batch, rows.row + first, 0});
-    }
+    finish_rows(d, tile, rows, halves ? rank * kBoxRows : 0);
+    if (!halves) finish_rows(d + 64, tile, rows, kBoxRows);
+  }
+  // The 64 rows of a row block from `first` on.
+  __device__ __forceinline__ void finish_rows(float* d, const HeadTile& tile, const RowRange& rows,
+                                              int first) {
+    const int count = min(rows.num_rows - first, kBoxRows);
+    if (count <= 0) return;
+    epilogue.finish_head(d, tile.head, {tile.projection, count, rows.batch, rows.row + first, 0});
   }
   // Both blocks hold 128 rows of sums over half of in_features. Sends the other block the rows that
   // it finishes, 64 (1 - rank) on, and adds what it sends to those from 64 rank on, in d[0 .. 64).

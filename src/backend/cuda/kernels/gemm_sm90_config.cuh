@@ -47,7 +47,7 @@ struct GemmSm90 {
   // Old terms come through the stages: two boxes a warpgroup.
   static constexpr int kTermColumns = 128 / static_cast<int>(sizeof(Term));  // of a box
   static constexpr int kTermBoxes = 2;
-  // Sums of 64 rows x 128 columns that a warpgroup sends to the other block (Sharing::kBoth).
+  // Sums of 64 rows x 128 columns that a warpgroup sends to the other block (HeadTile::in_halves).
   static constexpr int kHalfBytes = 64 * 128 * 4;
   static_assert(kHalfBytes <= 3 * kPanelBytes);
 
@@ -71,7 +71,7 @@ struct GemmSm90 {
     return (tile.num_live + 1 - rank) / 2;
   }
   __device__ static bool is_end(const GemmTile& tile) { return tile.num_rows < 0; }
-  __device__ static bool is_end(const HeadTile& tile) { return tile.heads[0] < 0; }
+  __device__ static bool is_end(const HeadTile& tile) { return tile.head < 0; }
 };
 
 // tile.rows[i] without an array in local memory.

@@ -17,7 +17,20 @@ struct GemmScheduler {
   typename Kernel::SharedStorage& shared;
   int rank, lane;
   typename Kernel::TileRing ring{};
+  int counts[kMaxProjections] = {};  // kHeads: tiles of each projection
 
+  // The tiles of all projections.
+  __device__ int count_tiles() {
+    if constexpr (Kernel::kKind != GemmKind::kHeads) return params.num_tiles;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMaxProjections; ++i) {
+      const ProjectionParams& projection = params.projections[i];
+      counts[i] = projection.tiles_counted ? *projection.tiles_counted : projection.num_tiles;
+      sum += counts[i];
+    }
+    return sum;
+  }
   // This block's part of tile `index` of kLinear.
   __device__ GemmTile linear_tile(int index) const {
     const int narrow = index - params.wide_tiles;
@@ -42,8 +55,11 @@ struct GemmScheduler {
     } else {
       int projection = 0;
       if constexpr (Kernel::kKind == GemmKind::kHeads) {
-        while (index >= params.projections[projection].num_tiles) {
-          index -= params.projections[projection++].num_tiles;
+#pragma unroll
+        for (int i = 0; i < kMaxProjections - 1; ++i) {
+          if (projection < i || index < counts[i]) continue;
+          index -= counts[i];
+          projection = i + 1;
         }
       }
       Tile tile = static_cast<const Tile*>(params.projections[projection].tiles)[index];
@@ -74,14 +90,14 @@ struct GemmScheduler {
   }
   __device__ void run() {
     constexpr int kCluster = Kernel::kCluster;
-    for (int index = blockIdx.x / kCluster; index < params.num_tiles;
-         index += gridDim.x / kCluster) {
+    const int num_tiles = count_tiles();
+    for (int index = blockIdx.x / kCluster; index < num_tiles; index += gridDim.x / kCluster) {
       const Tile tile = tile_at(index);
       publish(tile, count_terms(tile));
     }
     Tile end{};
     if constexpr (Kernel::kByHead) {
-      end.heads[0] = -1;
+      end.head = -1;
     } else {
       end.num_rows = -1;
     }
@@ -175,37 +191,32 @@ struct GemmLoader {
   // W of a head, 64 rows a box.
   __device__ void load_head(T* to, const HeadTile& tile, int column) {
     const CUtensorMap* map = &params.projections[tile.projection].w_map;
-    const int row = (rank == 0 ? tile.heads[0] : tile.heads[1]) * Kernel::kHeadDim;
+    const int row = tile.head * Kernel::kHeadDim;
     constexpr int kBox = 64 * kTileK;
-    if (tile.sharing == Sharing::kHead) {
-      tma_load_to_all(to + rank * kBox, map, full(), column, row + rank * 64);
-    } else {
+    if (tile.in_halves) {
       tma_load(to, map, full(), column, row);
       tma_load(to + kBox, map, full(), column, row + 64);
+    } else {
+      tma_load_to_all(to + rank * kBox, map, full(), column, row + rank * 64);
     }
   }
   __device__ void load(const HeadTile& tile, int) {
     const RowRange rows[2] = {rows_of(tile, 2 * rank), rows_of(tile, 2 * rank + 1)};
     const int bytes = kPanelBytes * (1 + (rows[0].num_rows > 0) + (rows[1].num_rows > 0));
-    const bool halves = tile.sharing == Sharing::kBoth;
-    const int count = halves ? (params.slices + 1) / 2 : params.slices;
+    const int count = tile.in_halves ? (params.slices + 1) / 2 : params.slices;
     for (int slice = 0; slice < count; ++slice) {
       T* stage = begin_stage(bytes);
-      const int column = (halves ? rank * count + slice : slice) * kTileK;
+      const int column = (tile.in_halves ? rank * count + slice : slice) * kTileK;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        T* to = stage + (1 + i) * kPanelElements;
-        if (tile.sharing == Sharing::kRows) {
-          if (i != rank) continue;
-          tma_load_to_all(to, &params.a_map, full(), column, rows[i].row, rows[i].batch);
-        } else if (rows[i].num_rows > 0) {
-          tma_load(to, &params.a_map, full(), column, rows[i].row, rows[i].batch);
-        }
+        if (rows[i].num_rows == 0) continue;
+        tma_load(stage + (1 + i) * kPanelElements, &params.a_map, full(), column, rows[i].row,
+                 rows[i].batch);
       }
       load_head(stage, tile, column);
       ring.advance();
     }
-    if (halves) expect_halves(rows);
+    if (tile.in_halves) expect_halves(rows);
   }
   // Two stages that the other block's consumers fill (GemmConsumer::exchange_halves).
   __device__ void expect_halves(const RowRange (&rows)[2]) {

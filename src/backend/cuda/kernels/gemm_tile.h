@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FO_HOST_DEVICE __host__ __device__
+#else
+#define FO_HOST_DEVICE
+#endif
+
 namespace flashomni::cuda {
 
 inline constexpr int kWideTile = 256;  // columns a thread block; half of it where halved
@@ -25,20 +31,22 @@ struct RowRange {
   std::int32_t batch, row, num_rows;
 };
 
-// What the two thread blocks of a HeadTile have in common.
-enum class Sharing : std::int32_t {
-  kHead,  // the head, of four row blocks
-  kRows,  // two row blocks, of two heads
-  kBoth,  // the head and two row blocks: each sums over half of in_features
-};
-
-// Of kHeads at head_dim 128: up to four live pairs of row block and head, one a consumer warpgroup.
-// Block r of the cluster takes rows[2 r] and rows[2 r + 1] of heads[r].
+// Of kHeads at head_dim 128: a head of up to four row blocks in which it is live, one a consumer
+// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Or, summed in halves, of up
+// to two row blocks: each block takes both and half of in_features.
 struct HeadTile {
-  Sharing sharing;
-  std::int32_t heads[2];  // heads[0] < 0: there are no more tiles
-  RowRange rows[4];       // num_rows == 0: none; of kRows and kBoth the last two are the first two
+  std::int32_t head;        // < 0: there are no more tiles
+  std::int32_t in_halves;   // then the last two of `rows` are the first two
+  RowRange rows[4];         // num_rows == 0: none
   std::int32_t projection;  // whose head; the scheduler writes it
 };
+
+// Whether `rest` whole tiles and others in halves take longer than twice as many halves and those.
+// A round of halves takes 11 20ths of a round of whole tiles: they read more of L2 for their work.
+FO_HOST_DEVICE constexpr bool better_halved(int rest, int in_halves, int num_clusters) {
+  const int halved_rounds = (2 * rest + in_halves + num_clusters - 1) / num_clusters;
+  const int whole_rounds = (rest + in_halves + num_clusters - 1) / num_clusters;
+  return 11 * halved_rounds < 20 * whole_rounds;
+}
 
 }  // namespace flashomni::cuda
