@@ -221,7 +221,6 @@ class Layer {
     for (Tensor* tensor : {&q_, &k_, &v_, &o_}) {
       *tensor = backend.allocate(kType, {1, kTokens, inner});
     }
-    for (Tensor& term : terms_) term = backend.allocate(kType, {1, kTokens, kOut});
     residual_ = backend.allocate(DType::kF32, {1, kTokens, kOut});
     orders_ = backend.allocate(DType::kU8, {1, axis_.grid(1).num_blocks()});
     const SparseSymbols all(axis_.grid(1), axis_.grid(1), kHeads);
@@ -240,7 +239,9 @@ class Layer {
     for (Tensor* tensor : {&q_, &k_, &v_, &o_}) {
       copy(test::random_tensor(kType, {1, kTokens, inner}, 40), *tensor);
     }
-    for (Tensor& term : terms_) copy(test::random_tensor(kType, {1, kTokens, kOut}, 50), term);
+    for (Tensor& term : terms_) {
+      copy(test::random_tensor(backend_.bias_cache_dtype(kType), {1, kTokens, kOut}, 50), term);
+    }
     copy(test::random_tensor(DType::kF32, {1, kTokens, kOut}, 60), residual_);
     const Tensor zeros = Tensor::host(DType::kU8, orders_.view().layout);
     std::memset(zeros.view().data, 0, static_cast<std::size_t>(zeros.num_elements()));
