@@ -60,7 +60,7 @@ for seq in 4608 16896 33024; do
         >"$out/attention-$kind-$pattern-$seq.json"
     done
   done
-  for operator in policy plan; do
+  for operator in policy plan gemm-plan; do
     "$tool" bench "$operator" --backend cuda --dtype bf16 --seq "$seq" --heads 24 --head-dim 128 \
       --block 128 --text 512 --sparsity 0,0.5,0.9 --json >"$out/$operator-$seq.json"
   done

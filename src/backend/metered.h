@@ -15,8 +15,9 @@ enum class OpKind : std::uint8_t { kAttention, kGemmQ, kGemmO, kLinear, kPolicy,
 inline constexpr int kNumOpKinds = 7;
 std::string_view op_kind_name(OpKind kind);  // "attention", "gemm_q", ..., "other"
 
-// Multiply-adds are those the plans leave to do, 0 for plans whose lists are on a device; kPolicy
-// is block scores, selections and plans, kOther copies and forecasts.
+// Multiply-adds are those the plans leave to do, 0 for plans whose lists are on a device (but for
+// updates of GEMM-O, which do everything); kPolicy is block scores, selections and plans, kOther
+// copies and forecasts.
 struct OpCost {
   double seconds = 0, macs = 0;
   std::int64_t calls = 0;
