@@ -34,7 +34,6 @@ LIBRARY_RULES = [
 # (file, part of the pattern): why it may.
 EXCEPTIONS = {
     ("scripts/check_words.py", ""): "names the words",
-    ("src/backend/cuda/policy.cu", "getenv"): "temporary: variants to time",
 }
 
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 
 #include "backend/cuda/kernels/policy_cache.cuh"
 #include "backend/cuda/kernels/policy_map.cuh"
@@ -15,25 +13,6 @@ namespace flashomni::cuda {
 namespace {
 
 constexpr std::size_t kMostSharedBytes = 227 * 1024;
-
-// Temporary, to be timed: FLASHOMNI_POLICY_VARIANT is empty, or
-// - "rows": 8 query blocks a thread block instead of 4 where there are few,
-// - "late": kernels start one after another.
-bool is_variant(const char* name) {
-  const char* variant = std::getenv("FLASHOMNI_POLICY_VARIANT");
-  return variant && std::strcmp(variant, name) == 0;
-}
-
-template <typename... Parameters>
-void launch(void (*function)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
-            cudaStream_t stream, const std::type_identity_t<Parameters>&... parameters) {
-  if (!is_variant("late")) {
-    return launch_early(function, grid, threads, shared_bytes, stream, parameters...);
-  }
-  void* arguments[] = {const_cast<Parameters*>(&parameters)...};
-  FO_CUDA(cudaLaunchKernel(reinterpret_cast<const void*>(function), grid,
-                           dim3(static_cast<unsigned>(threads)), arguments, shared_bytes, stream));
-}
 
 int padded(int kv_blocks) { return (kv_blocks + 31) / 32 * 32; }
 
@@ -84,7 +63,7 @@ void launch_pool(const PoolParams& params, bool similarity, int batch, cudaStrea
                   static_cast<unsigned>(batch));
   if (grid.x * grid.y == 0) return;
   const auto kernel = similarity ? pool_kernel<T, true> : pool_kernel<T, false>;
-  launch(kernel, grid, kPoolThreads, 0, stream, params);
+  launch_early(kernel, grid, kPoolThreads, 0, stream, params);
 }
 
 void launch_pool(DType dtype, const PoolParams& params, bool similarity, int batch,
@@ -99,19 +78,20 @@ void launch_pool(DType dtype, const PoolParams& params, bool similarity, int bat
 // Launches a kernel over the rows of a map, of which there are two.
 template <typename Params>
 void launch_rows(void (*few)(Params), void (*many)(Params), const Params& params, int batch,
-                 cudaStream_t stream, int few_rows = kFewMapRows) {
+                 cudaStream_t stream) {
   const MapParams& map = params.map;
   if (map.q.num_blocks == 0) return;
   constexpr int kWanted = 160;  // thread blocks; a GPU has 132 multiprocessors
   const auto groups = [&](int rows) { return (map.q.num_blocks + rows - 1) / rows; };
-  const int rows = groups(kManyMapRows) * map.num_heads * batch < kWanted ? few_rows : kManyMapRows;
-  const auto kernel = rows == few_rows ? few : many;
+  const int rows =
+      groups(kManyMapRows) * map.num_heads * batch < kWanted ? kFewMapRows : kManyMapRows;
+  const auto kernel = rows == kFewMapRows ? few : many;
   const dim3 grid(static_cast<unsigned>(groups(rows)), static_cast<unsigned>(map.num_heads),
                   static_cast<unsigned>(batch));
   const std::size_t shared = map_shared_bytes(rows, map.head_dim, map.leading);
   FO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
-  launch(kernel, grid, kMapThreads, shared, stream, params);
+  launch_early(kernel, grid, kMapThreads, shared, stream, params);
 }
 
 void download(const float* from, std::size_t count, std::vector<float>& to, cudaStream_t stream) {
@@ -169,8 +149,8 @@ void PooledBlocks::pool(const char* operation, const PoolingInputs& in,
     if (options.similarity) first.q.grid.num_blocks = 0;
     launch_pool(in.q.dtype, first, false, batch, stream);
     const dim3 grid(static_cast<unsigned>(in.k.size(2)), static_cast<unsigned>(batch));
-    launch(center_kernel, grid, kPoolThreads, 0, stream, params.k, head_dim,
-           head_means_.as<float>());
+    launch_early(center_kernel, grid, kPoolThreads, 0, stream, params.k, head_dim,
+                 head_means_.as<float>());
     params.k.subtract = head_means_.as<float>();
     if (options.similarity) launch_pool(in.q.dtype, params, true, batch, stream);
   }
@@ -246,15 +226,13 @@ void SymbolSelector::run(ConstTensorView q, ConstTensorView k, const FlashOmniOp
     params.text_rows = reserve(text_rows_, map.leading);
     params.text_columns = reserve(text_columns_, map.kv.num_blocks);
   }
-  launch_rows(is_variant("rows") ? skip_kernel<8> : skip_kernel<kFewMapRows>,
-              skip_kernel<kManyMapRows>, params, batch, stream,
-              is_variant("rows") ? 8 : kFewMapRows);
+  launch_rows(skip_kernel<kFewMapRows>, skip_kernel<kManyMapRows>, params, batch, stream);
   if (!needs_scores) return;
   const std::size_t shared = cache_shared_bytes(map.q.num_blocks, map.kv.num_blocks);
   FO_CUDA(cudaFuncSetAttribute(cache_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
   const dim3 grid(static_cast<unsigned>(map.num_heads), static_cast<unsigned>(batch));
-  launch(cache_kernel, grid, kCacheThreads, shared, stream, params);
+  launch_early(cache_kernel, grid, kCacheThreads, shared, stream, params);
 }
 
 }  // namespace flashomni::cuda
