@@ -63,14 +63,26 @@ TEST(CudaTiles, HeadTilesCoverEveryLiveHeadOnce) {
   }
 }
 
-TEST(CudaTiles, AnUnfinishedRoundOfHeadTilesIsHalved) {
+TEST(CudaTiles, AnUnfinishedRoundOfHeadTilesIsCutWhereThatSavesTime) {
   const GemmPlan plan = random_plan(128 * 9, 1, 0);  // 9 + 8 row blocks: 4 tiles and 1 row block
   EXPECT_EQ(make_head_tiles(plan, 4).size(), 5u);
-  for (const int clusters : {9, 16, 17}) {
+  for (const auto [clusters, num_tiles] : {std::pair{8, 5u}, {9, 9u}, {16, 9u}, {17, 17u}}) {
     const auto tiles = make_head_tiles(plan, clusters);
-    EXPECT_EQ(tiles.size(), 9u) << clusters;
-    for (const HeadTile& tile : tiles) EXPECT_TRUE(tile.in_halves);
+    EXPECT_EQ(tiles.size(), num_tiles) << clusters;
+    EXPECT_EQ(tiles.front().in_halves, num_tiles > 5) << clusters;
   }
+}
+
+TEST(CudaTiles, TheCutOfTheLastRoundIsTheFastest) {
+  const auto expect_cut = [](const LastRoundTiles& tiles, int rest_rows, int left_rows) {
+    const LastRound cut = cut_last_round(tiles, 66);
+    EXPECT_EQ(cut.rest_rows, rest_rows) << tiles.rest[0] << " + " << tiles.left[1];
+    EXPECT_EQ(cut.left_rows, left_rows) << tiles.rest[0] << " + " << tiles.left[1];
+  };
+  expect_cut({{48, 96, 189}, {0, 15, 23}}, 4, 2);  // all fit as they are
+  expect_cut({{65, 130, 256}, {0, 14, 20}}, 4, 1);
+  expect_cut({{19, 38, 72}, {0, 13, 20}}, 2, 2);
+  expect_cut({{13, 26, 45}, {0, 9, 11}}, 1, 1);
 }
 
 // As heads and row blocks (of 128 rows, of one item) of each tile.
@@ -108,8 +120,8 @@ TEST(CudaTiles, AHeadWaitsUntilItIsLiveInFourRowBlocks) {
                           ElementsAre(4, 4, 5, 6), ElementsAre(0, 6)));
   EXPECT_THAT(heads_and_blocks(make_head_tiles(plan, 4)),  // the fifth and what is left of head 0
               ElementsAre(ElementsAre(1, 0, 1, 2, 3), ElementsAre(4, 0, 1, 2, 3),
-                          ElementsAre(0, 0, 2, 3, 5), ElementsAre(2, 1, 3, 5), ElementsAre(4, 4, 5),
-                          ElementsAre(4, 6), ElementsAre(0, 6)));
+                          ElementsAre(0, 0, 2, 3, 5), ElementsAre(2, 1, 3, 5), ElementsAre(4, 4),
+                          ElementsAre(4, 5), ElementsAre(4, 6), ElementsAre(0, 6)));
 }
 
 TEST(CudaTiles, RowTilesHoldEveryLiveHeadOnce) {

@@ -80,9 +80,9 @@ void GemmListBuilder::make_head_tiles(int num_clusters, TileList& list, cudaStre
             "gemm_q: the cuda backend makes no tiles on the device for %d heads of %d row blocks",
             params_.num_heads, params_.num_row_blocks);
   }
-  // Those of four row blocks, what is left of each head, and those that are cut.
+  // Those of four row blocks, what is left of each head, and what a cut last round has more.
   const int most =
-      params_.num_heads * params_.num_row_blocks / 4 + params_.num_heads + num_clusters;
+      params_.num_heads * params_.num_row_blocks / 4 + 2 * params_.num_heads + 3 * num_clusters;
   auto* tiles = reserve_counted<HeadTile>(list, most);
   FO_CUDA(cudaFuncSetAttribute(head_tiles_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));

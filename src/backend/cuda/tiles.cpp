@@ -39,9 +39,19 @@ HeadTile tile_in_halves(int head, const RowRange& first, const RowRange& second)
   return {head, 1, {first, second, first, second}, 0};
 }
 
+// Appends the row blocks of `tile` in tiles of `rows_per_tile`, 4, 2 or 1.
+void add_cut(const HeadTile& tile, int rows_per_tile, std::vector<HeadTile>& tiles) {
+  if (rows_per_tile == 4) return tiles.push_back(tile);
+  const int num_rows = tile.in_halves ? 2 : 4;
+  for (int i = 0; i < num_rows && tile.rows[i].num_rows > 0; i += rows_per_tile) {
+    const RowRange second = rows_per_tile == 2 ? tile.rows[i + 1] : RowRange{};
+    tiles.push_back(tile_in_halves(tile.head, tile.rows[i], second));
+  }
+}
+
 // The tiles of make_head_tiles() before the last round is looked at.
 struct HeadTiles {
-  std::vector<HeadTile> whole, in_halves;
+  std::vector<HeadTile> whole, left;
 };
 
 HeadTiles gather_heads(const GemmPlan& plan) {
@@ -62,7 +72,7 @@ HeadTiles gather_heads(const GemmPlan& plan) {
       tiles.whole.push_back(whole_tile(head, rows));
     } else if (!rows.empty()) {
       rows.resize(2);
-      tiles.in_halves.push_back(tile_in_halves(head, rows[0], rows[1]));
+      tiles.left.push_back(tile_in_halves(head, rows[0], rows[1]));
     }
   }
   return tiles;
@@ -114,17 +124,20 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile) {
 }
 
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters) {
-  auto [tiles, in_halves] = gather_heads(plan);
+  auto [tiles, left] = gather_heads(plan);
   const auto rest = static_cast<std::ptrdiff_t>(tiles.size()) % num_clusters;
-  if (better_halved(static_cast<int>(rest), static_cast<int>(in_halves.size()), num_clusters)) {
-    const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
-    tiles.resize(tiles.size() - last.size());
-    for (const HeadTile& tile : last) {
-      tiles.push_back(tile_in_halves(tile.head, tile.rows[0], tile.rows[1]));
-      tiles.push_back(tile_in_halves(tile.head, tile.rows[2], tile.rows[3]));
-    }
-  }
-  tiles.insert(tiles.end(), in_halves.begin(), in_halves.end());
+  const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
+  tiles.resize(tiles.size() - last.size());
+  const auto count = [](const std::vector<HeadTile>& whole, int rows_per_tile) {
+    std::vector<HeadTile> cut;
+    for (const HeadTile& tile : whole) add_cut(tile, rows_per_tile, cut);
+    return static_cast<int>(cut.size());
+  };
+  const LastRound cut = cut_last_round(
+      {{count(last, 4), count(last, 2), count(last, 1)}, {0, count(left, 2), count(left, 1)}},
+      num_clusters);
+  for (const HeadTile& tile : last) add_cut(tile, cut.rest_rows, tiles);
+  for (const HeadTile& tile : left) add_cut(tile, cut.left_rows, tiles);
   return tiles;
 }
 

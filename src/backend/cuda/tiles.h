@@ -27,7 +27,8 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile);
 // the fourth comes. So whatever the mask tiles are full but for the last of a head, and the heads
 // of a row block are worked on at about the same time, while it is in L2. What is left of each head
 // comes last: of three row blocks a tile with a gap, of two or one a tile that is summed in halves.
-// The whole tiles of the last, unfinished round are cut into two such where that saves time.
+// These, and the whole tiles of the last, unfinished round, are cut where that saves time
+// (cut_last_round).
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters);
 
 }  // namespace flashomni::cuda

@@ -151,8 +151,9 @@ struct HeadTileMaker {
   int* before;             // [num_heads, words]: live row blocks before those of the word
   int* first;              // [num_row_blocks]: tiles that row blocks before this one complete
   int* scratch;
-  int whole = 0, in_halves = 0;  // tiles
-  int uncut = 0;                 // of the whole ones
+  LastRound cut;
+  int uncut = 0;      // whole tiles that stay so
+  int cut_fours = 0;  // of the others, those of four row blocks
 
   __device__ HeadTileMaker(const GemmListsParams& lists, int* memory, int* scratch)
       : lists(lists),
@@ -242,17 +243,27 @@ struct HeadTileMaker {
     }
     return tile;
   }
-  __device__ static HeadTile in_halves_of(const HeadTile& tile, int i) {
-    const RowRange first = i == 0 ? tile.rows[0] : tile.rows[2];
-    const RowRange second = i == 0 ? tile.rows[1] : tile.rows[3];
+  // The row blocks of `tile` from the i-th on, `count` of them, 1 or 2.
+  __device__ static HeadTile in_halves_of(const HeadTile& tile, int i, int count) {
+    const RowRange first = tile.rows[i], second = count == 2 ? tile.rows[i + 1] : RowRange{};
     return {tile.head, 1, {first, second, first, second}, 0};
   }
-  __device__ void put_whole(const HeadTile& tile, int index, HeadTile* tiles) const {
+  // Of `num_rows` row blocks, 3 or 4, the index-th of the whole tiles. Those of four come first.
+  __device__ void put_whole(const HeadTile& tile, int num_rows, int index, HeadTile* tiles) const {
     if (index < uncut) {
       tiles[index] = tile;
-    } else {
-      tiles[2 * index - uncut] = in_halves_of(tile, 0);
-      tiles[2 * index - uncut + 1] = in_halves_of(tile, 1);
+      return;
+    }
+    const int cut_before = index - uncut;
+    int place = uncut + 2 * cut_before;
+    if (cut.rest_rows == 1) {
+      const int fours = num_rows == 4 ? cut_before : cut_fours;
+      place = uncut + 4 * fours + 3 * (cut_before - fours);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i % cut.rest_rows || i >= num_rows) continue;
+      tiles[place++] = in_halves_of(tile, i, cut.rest_rows);
     }
   }
   // The tiles that the row blocks of this thread block complete.
@@ -263,7 +274,7 @@ struct HeadTileMaker {
       for (int head = lane(); head - lane() < lists.num_heads; head += 32) {
         const std::uint32_t completes = vote_completes(head, row);
         const int index = next + __popc(completes & bits_below(lane()));
-        if (completes >> lane() & 1) put_whole(gather(head, row + 1, 4), index, tiles);
+        if (completes >> lane() & 1) put_whole(gather(head, row + 1, 4), 4, index, tiles);
         next += __popc(completes);
       }
     }
@@ -274,22 +285,30 @@ struct HeadTileMaker {
     // A thread a head: what is left of it.
     const int head = threadIdx.x, num_rows = lists.num_row_blocks;
     const int left = head < lists.num_heads ? count_before(head, num_rows) % 4 : 0;
+    const int left_rows = left < 3 ? left : 0;  // of less than a whole tile
     const auto threes = block_scan<kTileListThreads>(left == 3 ? 1 : 0, Sum{}, scratch);
-    const auto smalls =
-        block_scan<kTileListThreads>(left == 1 || left == 2 ? 1 : 0, Sum{}, scratch);
-    whole = fours + threes.all;
-    in_halves = smalls.all;
-    const int rest = whole % num_clusters;
-    uncut = better_halved(rest, in_halves, num_clusters) ? whole - rest : whole;
+    const auto twos = block_scan<kTileListThreads>(left_rows > 0 ? 1 : 0, Sum{}, scratch);
+    const auto ones = block_scan<kTileListThreads>(left_rows, Sum{}, scratch);
+    const int whole = fours + threes.all, rest = whole % num_clusters;
+    cut_fours = max(rest - threes.all, 0);
+    const int rest_rows = 4 * cut_fours + 3 * (rest - cut_fours);
+    cut = cut_last_round({{rest, 2 * rest, rest_rows}, {0, twos.all, ones.all}}, num_clusters);
+    uncut = cut.rest_rows == 4 ? whole : whole - rest;
     put_completed(tiles);
     if (blockIdx.x > 0) return;
-    const int first_small = 2 * whole - uncut;
+    const int num_cut = cut.rest_rows == 4 ? 0 : cut.rest_rows == 2 ? 2 * rest : rest_rows;
+    const int first_left = uncut + num_cut;
     if (left == 3) {
-      put_whole(gather(head, num_rows, 3), fours + threes.before, tiles);
+      put_whole(gather(head, num_rows, 3), 3, fours + threes.before, tiles);
     } else if (left > 0) {
-      tiles[first_small + smalls.before] = in_halves_of(gather(head, num_rows, left), 0);
+      const HeadTile tile = gather(head, num_rows, left);
+      HeadTile* to = tiles + first_left + (cut.left_rows == 2 ? twos.before : ones.before);
+      *to = in_halves_of(tile, 0, cut.left_rows);
+      if (left > cut.left_rows) to[1] = in_halves_of(tile, 1, 1);
     }
-    if (threadIdx.x == 0) *num_tiles = first_small + in_halves;
+    if (threadIdx.x == 0) {
+      *num_tiles = first_left + (cut.left_rows == 2 ? twos.all : ones.all);
+    }
   }
 };
 

@@ -32,8 +32,8 @@ struct RowRange {
 };
 
 // Of kHeads at head_dim 128: a head of up to four row blocks in which it is live, one a consumer
-// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Or, summed in halves, of up
-// to two row blocks: each block takes both and half of in_features.
+// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Or, summed in halves, of one
+// or two row blocks: each block takes both and half of in_features.
 struct HeadTile {
   std::int32_t head;        // < 0: there are no more tiles
   std::int32_t in_halves;   // then the last two of `rows` are the first two
@@ -41,12 +41,39 @@ struct HeadTile {
   std::int32_t projection;  // whose head; the scheduler writes it
 };
 
-// Whether `rest` whole tiles and others in halves take longer than twice as many halves and those.
-// A round of halves takes 11 20ths of a round of whole tiles: they read more of L2 for their work.
-FO_HOST_DEVICE constexpr bool better_halved(int rest, int in_halves, int num_clusters) {
-  const int halved_rounds = (2 * rest + in_halves + num_clusters - 1) / num_clusters;
-  const int whole_rounds = (rest + in_halves + num_clusters - 1) / num_clusters;
-  return 11 * halved_rounds < 20 * whole_rounds;
+// Into how many row blocks a tile the last, unfinished round of tiles is cut, and what is left of
+// each head: 4 are whole tiles, 2 and 1 are summed in halves.
+struct LastRound {
+  int rest_rows = 4;  // of the whole tiles of that round
+  int left_rows = 2;  // of one or two row blocks of a head
+};
+
+// Tiles of the last round by how they are cut: [0] whole, [1] of two row blocks, [2] of one.
+struct LastRoundTiles {
+  int rest[3] = {}, left[3] = {};  // left[0] is unused
+};
+
+// The cut of the last round that takes least time. In 40ths of a round of whole tiles, a round of
+// two row blocks a tile takes 27 and one of single row blocks 20: little more than their share of
+// the products, and what starting a round takes (measured on an H200, docs/kernels/gemm_sm90.md).
+FO_HOST_DEVICE constexpr LastRound cut_last_round(const LastRoundTiles& tiles, int num_clusters) {
+  constexpr int kCosts[] = {40, 27, 20};
+  constexpr LastRound kCuts[] = {{4, 2}, {4, 1}, {2, 2}, {1, 1}};
+  LastRound best{};
+  int best_cost = 1 << 30;
+  for (const LastRound& cut : kCuts) {
+    const int kind = cut.rest_rows == 4 ? 0 : cut.rest_rows == 2 ? 1 : 2;
+    const int left_kind = cut.left_rows == 2 ? 1 : 2;
+    const int rest = tiles.rest[kind];
+    const int rounds = (rest + tiles.left[left_kind] + num_clusters - 1) / num_clusters;
+    // A round takes as long as its largest tile, which is its first.
+    const int large_rounds = (rest + num_clusters - 1) / num_clusters;
+    const int cost = large_rounds * kCosts[kind] + (rounds - large_rounds) * kCosts[left_kind];
+    if (cost > best_cost) continue;
+    best = cut;
+    best_cost = cost;
+  }
+  return best;
 }
 
 }  // namespace flashomni::cuda
