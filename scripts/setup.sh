@@ -12,7 +12,7 @@ case "${1:-build}" in
   python) packages+=(python3-dev python3-venv) ;;
   bench) packages+=(libbenchmark-dev) ;;
   ci) packages+=(libgtest-dev libgmock-dev python3 git libbenchmark-dev clang-format
-                 python3-dev python3-venv chromium) ;;
+                 python3-dev python3-venv chromium ccache) ;;
   *) echo "setup.sh: unknown job '$1', expected build, test, python, bench or ci" >&2; exit 2 ;;
 esac
 
