@@ -228,6 +228,7 @@ void attention(Context& context, const AttentionPlan& plan, ConstTensorView q, C
     FO_FAIL(kUnsupported, "attention: head_dim is %lld, the cpu backend takes multiples of 8",
             static_cast<long long>(q.size(3)));
   }
+  if (plan.items.empty()) return;
   const ProductKernels& kernels = context.products(q.dtype);
   const HeadTensor queries = as_head_tensor(context, q, kernels.operand, context.operands[0]);
   const KeysValues keys_values(context, plan, kernels, k, v);
