@@ -137,7 +137,8 @@ class Eval(ToolTest):
         everything, half = summary["settings"]
         self.assertEqual(everything["psnr_db"]["mean"], 100)
         self.assertEqual(everything["options"], "dense")
-        self.assertEqual([half["name"], half["policy"], half["pairs"]], ["half", "flashomni", 2])
+        self.assertEqual([half["name"], half["policy"], half["pairs"]],
+                         ["half", "spargeattn+taylorseer", 2])
         self.assertIn("warmup 2, interval 3", half["options"])
         self.assertEqual(sorted(run["seed"] for run in self.runs()), [0, 0, 1000, 1000])
 

@@ -12,7 +12,8 @@ PROMPT = "a snail in the bottom left on a white background in classic style"
 SMALL = ("-W", "64", "-H", "64", "--steps", "8", "-s", "3", "--cfg", "1")  # 256 image tokens
 # Whatever the presets say, the 8 steps are dense, dense, dense, update, dispatch, dispatch, update,
 # dense (the last is always full).
-SCHEDULE = ("--warmup", "4", "--interval", "3", "--layer-cache", "0")
+SCHEDULE = ("--sparsity-policy", "flashomni", "--warmup", "4", "--interval", "3",
+            "--layer-cache", "0")
 STEPS = {"dense_steps": 4, "update_steps": 2, "dispatch_steps": 2}
 
 
@@ -45,7 +46,8 @@ class Generate(ToolTest):
         self.generate()
         text = png.text(self.folder / "a.png", "parameters")
         self.assertTrue(text.startswith(PROMPT + "\nSteps: 8"))
-        for part in ("Seed: 3", "Size: 64x64", "Model: flux-mini", "Preset: balanced", "tau-q"):
+        for part in ("Seed: 3", "Size: 64x64", "Model: flux-mini", "Preset: balanced",
+                     "Sparsity policy: spargeattn+taylorseer"):
             self.assertIn(part, text)
 
     def test_one_seed_is_one_picture(self):
@@ -61,7 +63,8 @@ class Generate(ToolTest):
         self.assertEqual((dense["policy"], dense["dense_steps"]), ("dense", 8))
         self.assertEqual(dense["macs_done"], dense["macs_total"])
         picture = self.pixels()
-        nothing = self.generate("--tau-q", "0", "--tau-kv", "0", "--order", "0")["sparsity"]
+        nothing = self.generate("--sparsity-policy", "flashomni", "--tau-q", "0", "--tau-kv", "0",
+                                "--order", "0")["sparsity"]
         self.assertEqual(nothing["attention_sparsity"], 0)
         self.assertEqual(self.pixels(), picture)
 

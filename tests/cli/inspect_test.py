@@ -17,7 +17,8 @@ from support import ToolTest, read_safetensors
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PROMPT = "a snail </script> in the bottom left on a white background in classic style"
 RUN = ("-p", PROMPT, "-W", "64", "-H", "64", "--steps", "8", "-s", "3", "--warmup", "3",
-       "--interval", "3", "--block", "32", "--tau-q", "0.6", "--tau-kv", "0.2")
+       "--interval", "3", "--block", "32", "--sparsity-policy", "flashomni", "--tau-q", "0.6",
+       "--tau-kv", "0.2", "--layer-cache", "0.5")
 STEPS, LAYERS, HEADS, BRANCHES = 8, 12, 4, 2
 TOKENS = [32] * 9  # one block of text, eight of the picture
 COMPUTED, REUSED, LEFT, WHOLE = (0x35, 0x72, 0xb8), (0xea, 0xb0, 0x4f), (0xe9, 0xe6, 0xdf), \

@@ -8,7 +8,9 @@ SCHEDULE = ("--warmup", "3", "--interval", "3")
 
 class Predict(ToolTest):
     def test_the_work_is_that_of_the_run(self):
-        for sparsity in (("--layer-cache", "0.5"), ("--layer-cache", "0", "--tau-q", "0.9"),
+        joint = ("--sparsity-policy", "flashomni", "--tau-kv", "0.1", "--tau-q")
+        for sparsity in ((*joint, "0.8", "--layer-cache", "0.5"),
+                         (*joint, "0.9", "--layer-cache", "0"),
                          ("--preset", "off", "--sparsity-policy", "topk+taylorseer", "--keep",
                           "0.4", "--block", "32")):
             with self.subTest(sparsity):

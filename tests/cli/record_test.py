@@ -9,7 +9,8 @@ from support import ToolTest, read_safetensors
 
 PROMPT = "a snail in the bottom left on a white background in classic style"
 SMALL = ("-p", PROMPT, "-W", "64", "-H", "64", "--steps", "8", "-s", "3", "--cfg", "1",
-         "--warmup", "4", "--interval", "3", "--layer-cache", "0", "--block", "64")
+         "--sparsity-policy", "flashomni", "--tau-q", "0.8", "--tau-kv", "0.1", "--warmup", "4",
+         "--interval", "3", "--layer-cache", "0", "--block", "64")
 DENSE, UPDATE, DISPATCH = range(3)
 
 

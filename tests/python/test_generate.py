@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "flux-mini"
 SMALL = dict(width=64, height=32, steps=6)
 # Steps of every kind by symbols, whatever the presets say.
-SPARSE = dict(warmup=4, interval=3, layer_cache=0, **SMALL)
+SPARSE = dict(sparsity_policy="flashomni", warmup=4, interval=3, layer_cache=0, **SMALL)
 PROMPT = "a red apple on a wooden table in 3d style"
 
 
@@ -61,7 +61,7 @@ def test_seed_and_presets_decide_the_picture(pipeline):
     again, _ = pipeline.generate(PROMPT, preset="off", **SMALL)
     other, _ = pipeline.generate(PROMPT, preset=None, seed=1, **SMALL)
     sparse, _ = pipeline.generate(PROMPT, **SPARSE)
-    nothing_left_out, _ = pipeline.generate(PROMPT, tau_q=0, tau_kv=0, **SMALL)
+    nothing_left_out, _ = pipeline.generate(PROMPT, tau_q=0, tau_kv=0, **SPARSE)
     np.testing.assert_array_equal(again, dense)
     assert not np.array_equal(other, dense) and not np.array_equal(sparse, dense)
     np.testing.assert_array_equal(nothing_left_out, dense)
@@ -120,7 +120,7 @@ WRONG = [
     (ValueError, "there is no preset 'quick'; there are off, balanced, fast", dict(preset="quick")),
     (ValueError, "30 x 32 pixels, both must be multiples of 4", dict(width=30, height=32)),
     (ValueError, "steps is 0, must be at least 1", dict(steps=0)),
-    (ValueError, 'there is no option "tau"; there are tau-q', dict(tau=0.5)),
+    (ValueError, 'there is no option "tau"; there are cdf', dict(tau=0.5)),
     (ValueError, "forecast is 'cubic', allowed are taylor and newton", dict(forecast="cubic")),
     (ValueError, 'there is no policy "none"', dict(sparsity_policy="none")),
     (TypeError, None, dict(warmup="four")),
