@@ -77,7 +77,7 @@ std::string policy_sentence(const GenerateResult& sparse) {
 std::string cached_layers_sentence(const GenerateResult& sparse, const Sparsity& sparsity) {
   const int layers = sparse.sparsity.layers_cached;
   if (layers == 0) return {};
-  if (sparsity.policy == "layer-cache") {
+  if (sparsity.policy == "layer-cache" || sparsity.engine.layer_cache <= 0) {
     return print("%d layers were cached whole on dispatch steps, as the policy asks.", layers);
   }
   return print(
