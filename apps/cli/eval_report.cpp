@@ -1,14 +1,13 @@
 #include "eval_report.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <set>
 
 #include "picture_file.h"
 #include "scatter_plot.h"
 #include "sheet.h"
 #include "statistics.h"
+#include "text.h"
 
 namespace flashomni::cli {
 namespace {
@@ -95,15 +94,6 @@ ordered_json summarise_setting(const EvaluatedSetting& evaluated, Clock clock) {
          return seconds_of(*pair.dense, clock) / seconds_of(*pair.sparse, clock);
        })},
       {"worst", worst_of(pairs)}};
-}
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[600];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
 }
 
 std::string interval(const ordered_json& estimate, int digits) {

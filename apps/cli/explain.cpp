@@ -1,19 +1,8 @@
 #include "explain.h"
-
-#include <cstdarg>
-#include <cstdio>
+#include "text.h"
 
 namespace flashomni::cli {
 namespace {
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[400];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 OpTime find(const GenerateResult& result, const std::string& name) {
   for (const OpTime& op : result.op_times) {

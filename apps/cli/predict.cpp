@@ -7,8 +7,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <iostream>
 #include <memory>
 
@@ -16,6 +14,7 @@
 #include "generation.h"
 #include "machine.h"
 #include "progress.h"
+#include "text.h"
 
 namespace flashomni::cli {
 namespace {
@@ -28,15 +27,6 @@ struct PredictArguments {
   std::string prompt = "a snail in a green field";
   bool json = false, verbose = false;
 };
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[400];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 OpTime op_of(const GenerateResult& result, const std::string& name) {
   for (const OpTime& op : result.op_times) {

@@ -1,9 +1,8 @@
 #include "scatter_plot.h"
+#include "text.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <limits>
 #include <numeric>
 
@@ -15,15 +14,6 @@ constexpr int kTicks = 6;
 // Okabe and Ito's palette: told apart by people who see few colours.
 constexpr const char* kColors[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                    "#e69f00", "#56b4e9", "#999999"};
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[700];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 std::string escape(const std::string& text) {
   std::string safe;

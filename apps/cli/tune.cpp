@@ -3,8 +3,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -12,6 +10,7 @@
 #include "commands.h"
 #include "flashomni/error.h"
 #include "number_checks.h"
+#include "text.h"
 #include "tuner.h"
 #include "version.h"
 
@@ -19,15 +18,6 @@ namespace flashomni::cli {
 namespace {
 
 using nlohmann::ordered_json;
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[400];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 std::string target_text(const TuneArguments& arguments) {
   return arguments.target_psnr ? print("PSNR of at least %g dB", *arguments.target_psnr)

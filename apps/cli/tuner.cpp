@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 
 #include "commands.h"
 #include "eval_marks.h"
@@ -15,6 +13,7 @@
 #include "progress.h"
 #include "proxy_run.h"
 #include "statistics.h"
+#include "text.h"
 
 namespace flashomni::cli {
 namespace {
@@ -24,15 +23,6 @@ using nlohmann::ordered_json;
 constexpr double kCliffDb = 4;  // a step in the grid that costs more than this is told
 // Until a full run tells: PSNR over the loss, fitted to flux-mini at 128 x 128 pixels.
 constexpr double kDbAtOne = 9, kDbPerDecade = 26;
-
-[[gnu::format(printf, 1, 2)]] std::string print(const char* pattern, ...) {
-  char text[400];
-  std::va_list arguments;
-  va_start(arguments, pattern);
-  std::vsnprintf(text, sizeof text, pattern, arguments);
-  va_end(arguments);
-  return text;
-}
 
 // Ways of leaving work out, each with every schedule of the grid.
 struct Family {

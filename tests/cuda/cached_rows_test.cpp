@@ -15,13 +15,6 @@ using test::Pattern;
 
 class GpuCachedRows : public test::GpuTest {
  protected:
-  SymbolWords upload(const SparseSymbols& symbols) {
-    SymbolWords words =
-        make_symbol_words(*backend, symbols.q_grid(), symbols.kv_grid(), symbols.num_heads());
-    upload_symbols(*backend, symbols, words);
-    return words;
-  }
-
   // The list ends after the blocks of the host's, and is padded to the size of the grid.
   void expect_host_list(const SparseSymbols& symbols) {
     AttentionPlan plan;

@@ -22,6 +22,12 @@ class GpuTest : public testing::Test {
       backend = make_backend("cuda", {});
     }
   }
+  SymbolWords upload(const SparseSymbols& symbols) {
+    SymbolWords words =
+        make_symbol_words(*backend, symbols.q_grid(), symbols.kv_grid(), symbols.num_heads());
+    upload_symbols(*backend, symbols, words);
+    return words;
+  }
   std::unique_ptr<Backend> backend;
 };
 

@@ -18,13 +18,6 @@ using test::Pattern;
 
 class GpuPlan : public test::GpuTest {
  protected:
-  SymbolWords upload(const SparseSymbols& symbols) {
-    SymbolWords words =
-        make_symbol_words(*backend, symbols.q_grid(), symbols.kv_grid(), symbols.num_heads());
-    upload_symbols(*backend, symbols, words);
-    return words;
-  }
-
   void expect_host_lists(const SparseSymbols& symbols, const CutOptions& options) {
     const SymbolWords words = upload(symbols);
     AttentionPlan expected, actual;
