@@ -79,10 +79,12 @@ TEST(CudaTiles, TheCutOfTheLastRoundIsTheFastest) {
     EXPECT_EQ(cut.rest_rows, rest_rows) << tiles.rest[0] << " + " << tiles.left[1];
     EXPECT_EQ(cut.left_rows, left_rows) << tiles.rest[0] << " + " << tiles.left[1];
   };
-  expect_cut({{48, 96, 189}, {0, 15, 23}}, 4, 2);  // all fit as they are
-  expect_cut({{65, 130, 256}, {0, 14, 20}}, 4, 1);
-  expect_cut({{19, 38, 72}, {0, 13, 20}}, 2, 2);
-  expect_cut({{13, 26, 45}, {0, 9, 11}}, 1, 1);
+  expect_cut({{48, 96, 189}, {15, 15, 23}}, 4, 4);  // all fit as they are
+  expect_cut({{65, 130, 256}, {14, 14, 20}}, 4, 1);
+  expect_cut({{19, 38, 72}, {13, 13, 20}}, 2, 2);
+  expect_cut({{13, 26, 45}, {9, 9, 11}}, 1, 1);
+  expect_cut({{26, 52, 101}, {15, 15, 20}}, 1, 1);
+  expect_cut({{60, 120, 230}, {0, 0, 0}}, 4, 4);
 }
 
 // As heads and row blocks (of 128 rows, of one item) of each tile.

@@ -27,55 +27,56 @@ GemmTile tile_of(const GemmPlan& plan, std::size_t row_block, int column) {
           0};
 }
 
-RowRange range_of(const RowBlock& block) { return {block.batch, block.row, block.num_rows}; }
-
-// Up to four row blocks, and up to two.
-HeadTile whole_tile(int head, std::span<const RowRange> rows) {
-  HeadTile tile{head, 0, {}, 0};
-  std::ranges::copy(rows, tile.rows);
-  return tile;
-}
-HeadTile tile_in_halves(int head, const RowRange& first, const RowRange& second) {
-  return {head, 1, {first, second, first, second}, 0};
-}
-
-// Appends the row blocks of `tile` in tiles of `rows_per_tile`, 4, 2 or 1.
-void add_cut(const HeadTile& tile, int rows_per_tile, std::vector<HeadTile>& tiles) {
-  if (rows_per_tile == 4) return tiles.push_back(tile);
-  const int num_rows = tile.in_halves ? 2 : 4;
-  for (int i = 0; i < num_rows && tile.rows[i].num_rows > 0; i += rows_per_tile) {
-    const RowRange second = rows_per_tile == 2 ? tile.rows[i + 1] : RowRange{};
-    tiles.push_back(tile_in_halves(tile.head, tile.rows[i], second));
-  }
-}
-
-// The tiles of make_head_tiles() before the last round is looked at.
-struct HeadTiles {
-  std::vector<HeadTile> whole, left;
+// Up to four row blocks of a head.
+struct HeadRows {
+  int head = 0, count = 0;
+  RowRange rows[4] = {};
 };
 
-HeadTiles gather_heads(const GemmPlan& plan) {
-  HeadTiles tiles;
-  std::vector<std::vector<RowRange>> waiting(plan.num_heads);
+// Appends them in tiles of `rows_per_tile`, 4, 2 or 1.
+void add_tiles(const HeadRows& from, int rows_per_tile, std::vector<HeadTile>& tiles) {
+  const auto& [head, count, rows] = from;
+  if (rows_per_tile == 4 && count > 2) {
+    tiles.push_back({head, 0, {rows[0], rows[1], rows[2], rows[3]}, 0});
+  } else if (rows_per_tile == 4) {
+    tiles.push_back({head, 0, {rows[0], {}, rows[1], {}}, 0});  // one a thread block
+  } else {
+    for (int i = 0; i < count; i += rows_per_tile) {
+      const RowRange second = rows_per_tile == 2 ? rows[i + 1] : RowRange{};
+      tiles.push_back({head, 1, {rows[i], second, rows[i], second}, 0});
+    }
+  }
+}
+
+int count_tiles(std::span<const HeadRows> all, int rows_per_tile) {
+  std::vector<HeadTile> tiles;
+  for (const HeadRows& rows : all) add_tiles(rows, rows_per_tile, tiles);
+  return static_cast<int>(tiles.size());
+}
+
+// Rows of three or four row blocks, in the order of their last, and what is left of each head.
+struct GatheredHeads {
+  std::vector<HeadRows> whole, left;
+};
+
+GatheredHeads gather_heads(const GemmPlan& plan) {
+  GatheredHeads gathered;
+  std::vector<HeadRows> waiting(plan.num_heads);
   for (std::size_t i = 0; i < plan.row_blocks.size(); ++i) {
+    const RowBlock& block = plan.row_blocks[i];
     for (const int head : plan.live_heads(i)) {
-      std::vector<RowRange>& rows = waiting[head];
-      rows.push_back(range_of(plan.row_blocks[i]));
-      if (rows.size() < 4) continue;
-      tiles.whole.push_back(whole_tile(head, rows));
-      rows.clear();
+      HeadRows& rows = waiting[head];
+      rows.head = head;
+      rows.rows[rows.count++] = {block.batch, block.row, block.num_rows};
+      if (rows.count < 4) continue;
+      gathered.whole.push_back(rows);
+      rows = {};
     }
   }
-  for (int head = 0; head < plan.num_heads; ++head) {
-    std::vector<RowRange>& rows = waiting[head];
-    if (rows.size() == 3) {
-      tiles.whole.push_back(whole_tile(head, rows));
-    } else if (!rows.empty()) {
-      rows.resize(2);
-      tiles.left.push_back(tile_in_halves(head, rows[0], rows[1]));
-    }
+  for (const HeadRows& rows : waiting) {
+    if (rows.count > 0) (rows.count == 3 ? gathered.whole : gathered.left).push_back(rows);
   }
-  return tiles;
+  return gathered;
 }
 
 }  // namespace
@@ -124,20 +125,20 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile) {
 }
 
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters) {
-  auto [tiles, left] = gather_heads(plan);
-  const auto rest = static_cast<std::ptrdiff_t>(tiles.size()) % num_clusters;
-  const std::vector<HeadTile> last(tiles.end() - rest, tiles.end());
-  tiles.resize(tiles.size() - last.size());
-  const auto count = [](const std::vector<HeadTile>& whole, int rows_per_tile) {
-    std::vector<HeadTile> cut;
-    for (const HeadTile& tile : whole) add_cut(tile, rows_per_tile, cut);
-    return static_cast<int>(cut.size());
-  };
-  const LastRound cut = cut_last_round(
-      {{count(last, 4), count(last, 2), count(last, 1)}, {0, count(left, 2), count(left, 1)}},
-      num_clusters);
-  for (const HeadTile& tile : last) add_cut(tile, cut.rest_rows, tiles);
-  for (const HeadTile& tile : left) add_cut(tile, cut.left_rows, tiles);
+  const auto [whole, left] = gather_heads(plan);
+  const std::size_t in_full_rounds = whole.size() - whole.size() % num_clusters;
+  const auto full = std::span(whole).first(in_full_rounds);
+  const auto rest = std::span(whole).subspan(in_full_rounds);
+  LastRoundTiles last;
+  for (int kind = 0; kind < 3; ++kind) {
+    last.rest[kind] = count_tiles(rest, 4 >> kind);
+    last.left[kind] = count_tiles(left, 4 >> kind);
+  }
+  const LastRound cut = cut_last_round(last, num_clusters);
+  std::vector<HeadTile> tiles;
+  for (const HeadRows& rows : full) add_tiles(rows, 4, tiles);
+  for (const HeadRows& rows : rest) add_tiles(rows, cut.rest_rows, tiles);
+  for (const HeadRows& rows : left) add_tiles(rows, cut.left_rows, tiles);
   return tiles;
 }
 

@@ -26,9 +26,8 @@ std::vector<GemmTile> make_row_tiles(const GemmPlan& plan, int heads_per_tile);
 // Each live head waits until it is live in four row blocks; they make a tile, in the order in which
 // the fourth comes. So whatever the mask tiles are full but for the last of a head, and the heads
 // of a row block are worked on at about the same time, while it is in L2. What is left of each head
-// comes last: of three row blocks a tile with a gap, of two or one a tile that is summed in halves.
-// These, and the whole tiles of the last, unfinished round, are cut where that saves time
-// (cut_last_round).
+// comes last. The tiles of the last, unfinished round are cut where that saves time, into such as
+// are summed in halves (cut_last_round).
 std::vector<HeadTile> make_head_tiles(const GemmPlan& plan, int num_clusters);
 
 }  // namespace flashomni::cuda

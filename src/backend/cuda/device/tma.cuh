@@ -107,6 +107,11 @@ __device__ inline void tma_wait_for_stores() { ptx::cp_async_bulk_wait_group(ptx
 // Makes this thread's writes to shared memory visible to TMA stores.
 __device__ inline void fence_shared_for_tma() { ptx::fence_proxy_async(ptx::space_shared); }
 
+// Fetches a map, a kernel parameter, for the loads to come.
+__device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // Before the use of maps [2] that another kernel wrote to global memory.
 __device__ inline void acquire_tensor_maps(const CUtensorMap* maps) {
   for (int i = 0; i < 2; ++i) {

@@ -287,12 +287,13 @@ struct HeadTileMaker {
     const int left = head < lists.num_heads ? count_before(head, num_rows) % 4 : 0;
     const int left_rows = left < 3 ? left : 0;  // of less than a whole tile
     const auto threes = block_scan<kTileListThreads>(left == 3 ? 1 : 0, Sum{}, scratch);
-    const auto twos = block_scan<kTileListThreads>(left_rows > 0 ? 1 : 0, Sum{}, scratch);
+    const auto small = block_scan<kTileListThreads>(left_rows > 0 ? 1 : 0, Sum{}, scratch);
     const auto ones = block_scan<kTileListThreads>(left_rows, Sum{}, scratch);
     const int whole = fours + threes.all, rest = whole % num_clusters;
     cut_fours = max(rest - threes.all, 0);
     const int rest_rows = 4 * cut_fours + 3 * (rest - cut_fours);
-    cut = cut_last_round({{rest, 2 * rest, rest_rows}, {0, twos.all, ones.all}}, num_clusters);
+    cut = cut_last_round({{rest, 2 * rest, rest_rows}, {small.all, small.all, ones.all}},
+                         num_clusters);
     uncut = cut.rest_rows == 4 ? whole : whole - rest;
     put_completed(tiles);
     if (blockIdx.x > 0) return;
@@ -302,12 +303,16 @@ struct HeadTileMaker {
       put_whole(gather(head, num_rows, 3), 3, fours + threes.before, tiles);
     } else if (left > 0) {
       const HeadTile tile = gather(head, num_rows, left);
-      HeadTile* to = tiles + first_left + (cut.left_rows == 2 ? twos.before : ones.before);
-      *to = in_halves_of(tile, 0, cut.left_rows);
-      if (left > cut.left_rows) to[1] = in_halves_of(tile, 1, 1);
+      HeadTile* to = tiles + first_left + (cut.left_rows == 1 ? ones.before : small.before);
+      if (cut.left_rows == 4) {
+        *to = {tile.head, 0, {tile.rows[0], {}, tile.rows[1], {}}, 0};  // one a thread block
+      } else {
+        *to = in_halves_of(tile, 0, cut.left_rows);
+        if (left > cut.left_rows) to[1] = in_halves_of(tile, 1, 1);
+      }
     }
     if (threadIdx.x == 0) {
-      *num_tiles = first_left + (cut.left_rows == 2 ? twos.all : ones.all);
+      *num_tiles = first_left + (cut.left_rows == 1 ? ones.all : small.all);
     }
   }
 };

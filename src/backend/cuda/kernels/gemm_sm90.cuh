@@ -314,6 +314,15 @@ __device__ inline void init_barriers(typename Kernel::SharedStorage& shared) {
   fence_barrier_init();
 }
 
+// Of the maps that the first tile needs. By one thread.
+template <typename Kernel>
+__device__ inline void prefetch_tensor_maps(const GemmParams& params) {
+  prefetch_tensor_map(&params.a_map);
+  prefetch_tensor_map(&params.projections[0].w_map);
+  prefetch_tensor_map(&params.projections[0].out_map);
+  if (Kernel::kProjectsO && params.order >= 0) prefetch_tensor_map(&params.term_maps[0]);
+}
+
 template <typename Kernel>
 __global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kernel::kThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ GemmParams params) {
@@ -321,6 +330,7 @@ __global__ void __cluster_dims__(Kernel::kCluster, 1, 1) __launch_bounds__(Kerne
   auto& shared = *reinterpret_cast<typename Kernel::SharedStorage*>(shared_bytes);
   const int rank = cluster_rank();
   if (threadIdx.x == 0) init_barriers<Kernel>(shared);
+  if (threadIdx.x == 32) prefetch_tensor_maps<Kernel>(params);
   sync_cluster();
   release_next_kernel();
   await_previous_kernel();

@@ -89,9 +89,13 @@ struct GemmScheduler {
     ring.advance();
   }
   __device__ void run() {
-    constexpr int kCluster = Kernel::kCluster;
+    const int cluster = blockIdx.x / Kernel::kCluster, num_clusters = gridDim.x / Kernel::kCluster;
     const int num_tiles = count_tiles();
-    for (int index = blockIdx.x / kCluster; index < num_tiles; index += gridDim.x / kCluster) {
+    // There and back: tiles get smaller, so in every second round the last cluster takes the first.
+    bool back = false;
+    for (int first = 0; first < num_tiles; first += num_clusters, back = !back) {
+      const int index = first + (back ? num_clusters - 1 - cluster : cluster);
+      if (index >= num_tiles) continue;
       const Tile tile = tile_at(index);
       publish(tile, count_terms(tile));
     }

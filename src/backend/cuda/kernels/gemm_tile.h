@@ -42,33 +42,34 @@ struct HeadTile {
 };
 
 // Into how many row blocks a tile the last, unfinished round of tiles is cut, and what is left of
-// each head: 4 are whole tiles, 2 and 1 are summed in halves.
+// each head: 4 are not cut, 2 and 1 are summed in halves.
 struct LastRound {
-  int rest_rows = 4;  // of the whole tiles of that round
+  int rest_rows = 4;  // of the tiles of three or four row blocks of that round
   int left_rows = 2;  // of one or two row blocks of a head
 };
 
-// Tiles of the last round by how they are cut: [0] whole, [1] of two row blocks, [2] of one.
+// Tiles of the last round by how they are cut: [0] not, [1] of two row blocks, [2] of one.
 struct LastRoundTiles {
-  int rest[3] = {}, left[3] = {};  // left[0] is unused
+  int rest[3] = {}, left[3] = {};
 };
 
-// The cut of the last round that takes least time. In 40ths of a round of whole tiles, a round of
-// two row blocks a tile takes 27 and one of single row blocks 20: little more than their share of
-// the products, and what starting a round takes (measured on an H200, docs/kernels/gemm_sm90.md).
+// The cut of the last round that takes least time. In 40ths of a round of tiles of four row blocks,
+// a round takes what its first tile does: its share of the products, and more the less it shares of
+// what it reads (measured on an H200, docs/kernels/gemm_sm90.md).
 FO_HOST_DEVICE constexpr LastRound cut_last_round(const LastRoundTiles& tiles, int num_clusters) {
-  constexpr int kCosts[] = {40, 27, 20};
-  constexpr LastRound kCuts[] = {{4, 2}, {4, 1}, {2, 2}, {1, 1}};
+  constexpr int kRestCosts[] = {40, 27, 20}, kLeftCosts[] = {31, 27, 20};
+  // Where two take as long, the later: it reads less, or spreads better.
+  constexpr LastRound kCuts[] = {{4, 2}, {4, 1}, {4, 4}, {2, 2}, {1, 1}};
   LastRound best{};
   int best_cost = 1 << 30;
   for (const LastRound& cut : kCuts) {
     const int kind = cut.rest_rows == 4 ? 0 : cut.rest_rows == 2 ? 1 : 2;
-    const int left_kind = cut.left_rows == 2 ? 1 : 2;
+    const int left_kind = cut.left_rows == 4 ? 0 : cut.left_rows == 2 ? 1 : 2;
     const int rest = tiles.rest[kind];
     const int rounds = (rest + tiles.left[left_kind] + num_clusters - 1) / num_clusters;
-    // A round takes as long as its largest tile, which is its first.
     const int large_rounds = (rest + num_clusters - 1) / num_clusters;
-    const int cost = large_rounds * kCosts[kind] + (rounds - large_rounds) * kCosts[left_kind];
+    const int cost =
+        large_rounds * kRestCosts[kind] + (rounds - large_rounds) * kLeftCosts[left_kind];
     if (cost > best_cost) continue;
     best = cut;
     best_cost = cost;
