@@ -7,6 +7,7 @@
 #include "backend/cuda/kernels/policy_cache.cuh"
 #include "backend/cuda/kernels/policy_map.cuh"
 #include "backend/cuda/kernels/policy_pool.cuh"
+#include "backend/cuda/kernels/policy_select.cuh"
 #include "backend/cuda/launch.h"
 
 namespace flashomni::cuda {
@@ -35,11 +36,12 @@ void check_inputs(const char* operation, const PoolingInputs& in) {
             operation, std::string(dtype_name(in.q.dtype)).c_str(), head_dim);
   }
   const int kv_blocks = in.kv_grid.num_blocks();
-  if (map_shared_bytes(kManyMapRows, head_dim, padded(kv_blocks)) > kMostSharedBytes ||
-      cache_shared_bytes(in.q_grid.num_blocks(), kv_blocks) > kMostSharedBytes) {
+  if (map_shared_bytes(kManyMapRows, head_dim, padded(kv_blocks)) +
+          cache_shared_bytes(in.q_grid.num_blocks(), kv_blocks) >
+      kMostSharedBytes) {
     FO_FAIL(kUnsupported,
             "%s: the cuda backend has no kernel for %d q blocks and %d kv blocks; it has up to "
-            "about 3000 kv blocks and 7000 q blocks",
+            "about 2000 of each",
             operation, in.q_grid.num_blocks(), kv_blocks);
   }
 }
@@ -75,20 +77,23 @@ void launch_pool(DType dtype, const PoolParams& params, bool similarity, int bat
   }
 }
 
-// Launches a kernel over the rows of a map, of which there are two.
+// Launches a kernel over the rows of a map, of which there are two; `more_shared` bytes of shared
+// memory come after those of the map.
 template <typename Params>
-void launch_rows(void (*few)(Params), void (*many)(Params), const Params& params, int batch,
-                 cudaStream_t stream) {
-  const MapParams& map = params.map;
+void launch_rows(void (*few)(Params), void (*many)(Params), Params params, int batch,
+                 std::size_t more_shared, cudaStream_t stream) {
+  MapParams& map = params.map;
   if (map.q.num_blocks == 0) return;
   constexpr int kWanted = 160;  // thread blocks; a GPU has 132 multiprocessors
   const auto groups = [&](int rows) { return (map.q.num_blocks + rows - 1) / rows; };
   const int rows =
       groups(kManyMapRows) * map.num_heads * batch < kWanted ? kFewMapRows : kManyMapRows;
+  map.splits = map_splits(rows, map.leading);
+  map.split_dim = (map.head_dim / 4 + map.splits - 1) / map.splits * 4;
   const auto kernel = rows == kFewMapRows ? few : many;
   const dim3 grid(static_cast<unsigned>(groups(rows)), static_cast<unsigned>(map.num_heads),
                   static_cast<unsigned>(batch));
-  const std::size_t shared = map_shared_bytes(rows, map.head_dim, map.leading);
+  const std::size_t shared = map_shared_bytes(rows, map.head_dim, map.leading) + more_shared;
   FO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)));
   launch_early(kernel, grid, kMapThreads, shared, stream, params);
@@ -166,7 +171,9 @@ void PooledBlocks::pool(const char* operation, const PoolingInputs& in,
           head_dim,
           leading,
           scale,
-          options.log_count_bias ? in.kv_grid.block() : 0};
+          options.log_count_bias ? in.kv_grid.block() : 0,
+          /*splits=*/1,
+          /*split_dim=*/head_dim};
 }
 
 void BlockScorer::run(const PoolingInputs& in, const BlockScoreOptions& options,
@@ -179,7 +186,7 @@ void BlockScorer::run(const PoolingInputs& in, const BlockScoreOptions& options,
   const std::size_t q_rows = rows * map.q.num_blocks, k_rows = rows / map.heads_per_kv_head;
   logits_.reserve(q_rows * map.kv.num_blocks * sizeof(float) + 1);
   launch_rows(logits_kernel<kFewMapRows>, logits_kernel<kManyMapRows>,
-              LogitsParams{map, logits_.as<float>()}, batch, stream);
+              LogitsParams{map, logits_.as<float>()}, batch, /*more_shared=*/0, stream);
   download(logits_.as<float>(), q_rows * map.kv.num_blocks, scores.logits, stream);
   if (options.similarity) {
     download(pooled_.q_similarity(), q_rows, scores.q_similarity, stream);
@@ -216,23 +223,23 @@ void SymbolSelector::run(ConstTensorView q, ConstTensorView k, const FlashOmniOp
   params.kv_words = static_cast<int>(words.skip.size(3));
   params.c = scores.c.as<float>();
   params.g = scores.g.as<float>();
-  const bool needs_scores = params.tau_q > 0 || params.c || params.g;
-  if (needs_scores) {
-    const index_t q_rows = static_cast<index_t>(batch) * map.num_heads * map.q.num_blocks;
+  if (params.tau_q > 0 || params.c || params.g) {
+    const index_t heads = static_cast<index_t>(batch) * map.num_heads;
     const auto reserve = [&](DeviceBuffer& buffer, index_t width) {
-      buffer.reserve(static_cast<std::size_t>(q_rows * width) * sizeof(float) + 1);
+      buffer.reserve(static_cast<std::size_t>(heads * map.q.num_blocks * width) * sizeof(float) +
+                     1);
       return buffer.as<float>();
     };
     params.text_rows = reserve(text_rows_, map.leading);
     params.text_columns = reserve(text_columns_, map.kv.num_blocks);
+    const std::size_t bytes = static_cast<std::size_t>(heads) * sizeof(SelectCounters);
+    if (counters_.reserve(bytes)) {
+      FO_CUDA(cudaMemsetAsync(counters_.as<void>(), 0, bytes, stream));
+    }
+    params.counters = counters_.as<SelectCounters>();
   }
-  launch_rows(skip_kernel<kFewMapRows>, skip_kernel<kManyMapRows>, params, batch, stream);
-  if (!needs_scores) return;
-  const std::size_t shared = cache_shared_bytes(map.q.num_blocks, map.kv.num_blocks);
-  FO_CUDA(cudaFuncSetAttribute(cache_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)));
-  const dim3 grid(static_cast<unsigned>(map.num_heads), static_cast<unsigned>(batch));
-  launch_early(cache_kernel, grid, kCacheThreads, shared, stream, params);
+  launch_rows(select_kernel<kFewMapRows>, select_kernel<kManyMapRows>, params, batch,
+              cache_shared_bytes(map.q.num_blocks, map.kv.num_blocks), stream);
 }
 
 }  // namespace flashomni::cuda

@@ -55,7 +55,7 @@ class SymbolSelector {
 
  private:
   PooledBlocks pooled_;
-  DeviceBuffer text_rows_, text_columns_;
+  DeviceBuffer text_rows_, text_columns_, counters_;
 };
 
 }  // namespace flashomni::cuda

@@ -1,15 +1,14 @@
-// policy_cache.cuh -- which image blocks are cached: C and G from the probabilities that
-// skip_kernel left, and the selection by both. Formulas: src/policy/guidance.cpp.
+// policy_cache.cuh -- which image blocks are cached: C and G from the probabilities that the rows
+// of the map left, and the selection by both. Formulas: src/policy/guidance.cpp.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "backend/cuda/device/barrier.cuh"
+#include "backend/cuda/device/arrival.cuh"
 #include "backend/cuda/device/low_prefix.cuh"
+#include "backend/cuda/kernels/policy_map.cuh"
 #include "backend/cuda/kernels/policy_params.h"
 
 namespace flashomni::cuda {
-
-inline constexpr int kCacheThreads = 256, kCacheWarps = kCacheThreads / 32;
 
 // A block of the q grid; 0 tokens unless it is image. The last is the kv block that holds the first
 // token.
@@ -21,20 +20,20 @@ struct ImageColumns {
   int first, tokens;
 };
 
-// Dynamic shared memory of cache_kernel.
+// Shared memory of CacheScores.
 constexpr std::size_t cache_shared_bytes(int q_blocks, int kv_blocks) {
   const std::size_t q_bytes = 2 * sizeof(float) + sizeof(ImageRows) + sizeof(int);
   const std::size_t kv_bytes = 2 * sizeof(float) + sizeof(ImageColumns) + sizeof(int);
-  return q_bytes * q_blocks + kv_bytes * kv_blocks;
+  return 2 * sizeof(int2) + q_bytes * q_blocks + kv_bytes * kv_blocks;
 }
 
 // One item, all threads of a block together.
 struct CacheScores {
   const SelectParams& params;
   int item;
-  int2 q_counts, kv_counts;
-  // Shared. Per q block the sums of C and G; per kv block what text rows see of it; per text column
-  // the softmax down the column; and the tables.
+  // Shared. Valid blocks and valid text blocks of both grids; per q block the sums of C and G; per
+  // kv block what text rows see of it; per text column the softmax down the column; and the tables.
+  int2 *q_counts, *kv_counts;
   float *c, *g;           // [q_blocks]
   float *seen, *inverse;  // [kv_blocks]
   ImageColumns* columns;  // [kv_blocks]
@@ -44,9 +43,9 @@ struct CacheScores {
   __device__ CacheScores(const SelectParams& params, int item, void* memory)
       : params(params),
         item(item),
-        q_counts(params.map.q.counts[item]),
-        kv_counts(params.map.kv.counts[item]),
-        c(static_cast<float*>(memory)),
+        q_counts(static_cast<int2*>(memory)),
+        kv_counts(q_counts + 1),
+        c(reinterpret_cast<float*>(kv_counts + 1)),
         g(c + params.map.q.num_blocks),
         seen(g + params.map.q.num_blocks),
         inverse(seen + params.map.kv.num_blocks),
@@ -57,19 +56,24 @@ struct CacheScores {
 
   // Else C and G are 0.
   __device__ bool has_scores() const {
-    return q_counts.y > 0 && q_counts.y < q_counts.x && kv_counts.x > 0;
+    return q_counts->y > 0 && q_counts->y < q_counts->x && kv_counts->x > 0;
   }
 
   // What no kernel writes.
   __device__ void read_tables() const {
     const GridTable &q = params.map.q, &kv = params.map.kv;
-    for (int i = threadIdx.x; i < q.num_blocks; i += kCacheThreads) {
+    if (threadIdx.x == 0) {
+      *q_counts = q.counts[item];
+      *kv_counts = kv.counts[item];
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < q.num_blocks; i += kMapThreads) {
       const int4 block = q.blocks[item * q.num_blocks + i];
       rows[i] = {block.x, block.z ? 0 : block.y, block.w};
       text_q[i] = q.text[item * q.num_blocks + i];
-      c[i] = g[i] = 0;
     }
-    for (int j = threadIdx.x; j < kv.num_blocks; j += kCacheThreads) {
+#pragma unroll 1
+    for (int j = threadIdx.x; j < kv.num_blocks; j += kMapThreads) {
       const int4 block = kv.blocks[item * kv.num_blocks + j];
       columns[j] = {block.x, block.z ? 0 : block.y};
       text_kv[j] = kv.text[item * kv.num_blocks + j];
@@ -80,18 +84,18 @@ struct CacheScores {
   // the last warps first, which have no sum of the other kind.
   __device__ void summarise_columns(int head) const {
     const float* text_rows = rows_of(head);
-    for (int j = threadIdx.x; j < kv_counts.x; j += kCacheThreads) {
+    for (int j = threadIdx.x; j < kv_counts->x; j += kMapThreads) {
       float sum = 0;
 #pragma unroll 4
-      for (int t = 0; t < q_counts.y; ++t) sum += text_rows[text_q[t] * params.map.leading + j];
+      for (int t = 0; t < q_counts->y; ++t) sum += text_rows[text_q[t] * params.map.leading + j];
       seen[j] = sum;
     }
     const int lane = threadIdx.x % 32;
-    for (int t = kCacheWarps - 1 - threadIdx.x / 32; t < kv_counts.y; t += kCacheWarps) {
+    for (int t = kMapWarps - 1 - threadIdx.x / 32; t < kv_counts->y; t += kMapWarps) {
       const float* column = column_of(head, t);
       float sum = 0;
 #pragma unroll 4
-      for (int i = lane; i < q_counts.x; i += 32) sum += rows[i].tokens > 0 ? column[i] : 0;
+      for (int i = lane; i < q_counts->x; i += 32) sum += rows[i].tokens > 0 ? column[i] : 0;
       sum = warp_sum(sum);
       if (lane == 0) inverse[t] = 1 / sum;
     }
@@ -101,7 +105,7 @@ struct CacheScores {
   // A kv block's mass is shared out over the q blocks that its tokens belong to.
   __device__ float contribution(const ImageRows& q) const {
     float sum = 0;
-    for (int j = q.first_kv; j < kv_counts.x; ++j) {
+    for (int j = q.first_kv; j < kv_counts->x; ++j) {
       const ImageColumns kv = columns[j];
       if (kv.first >= q.first + q.tokens) break;
       const int overlap = min(q.first + q.tokens, kv.first + kv.tokens) - max(q.first, kv.first);
@@ -114,21 +118,21 @@ struct CacheScores {
   __device__ float guidance(int head, int i) const {
     float sum = 0;
 #pragma unroll 4
-    for (int t = 0; t < kv_counts.y; ++t) sum += column_of(head, t)[i] * inverse[t];
+    for (int t = 0; t < kv_counts->y; ++t) sum += column_of(head, t)[i] * inverse[t];
     return sum;
   }
 
-  // Adds those of one head; writes them down if it is `own`.
-  __device__ void add_head(int head, bool own) const {
+  // Adds those of one head, and writes them down.
+  __device__ void add_head(int head) const {
     const bool has = has_scores();
     if (has) summarise_columns(head);
     const int q_blocks = params.map.q.num_blocks;
-    for (int i = threadIdx.x; i < q_blocks; i += kCacheThreads) {
+    for (int i = threadIdx.x; i < q_blocks; i += kMapThreads) {
       const bool is_image = has && rows[i].tokens > 0;
       const float its_c = is_image ? contribution(rows[i]) : 0;
       const float its_g = is_image ? guidance(head, i) : 0;
-      if (own && params.c) params.c[row_of(head) * q_blocks + i] = its_c;
-      if (own && params.g) params.g[row_of(head) * q_blocks + i] = its_g;
+      if (params.c) params.c[row_of(head) * q_blocks + i] = its_c;
+      if (params.g) params.g[row_of(head) * q_blocks + i] = its_g;
       c[i] += its_c;
       g[i] += its_g;
     }
@@ -159,42 +163,46 @@ __device__ inline void cache_block(const SelectParams& params, int item, int hea
   for (int w = 0; w < params.kv_words; ++w) words[w] = 0;
 }
 
-// Clears the symbols of cached blocks. Grid (heads, batch).
-__global__ void __launch_bounds__(kCacheThreads) cache_kernel(const SelectParams params) {
-  extern __shared__ float4 cache_memory[];
-  __shared__ LowPrefix low[2];
-  const int own = blockIdx.x, item = blockIdx.y, q_blocks = params.map.q.num_blocks;
-  release_next_kernel();
-  const CacheScores scores(params, item, cache_memory);
-  scores.read_tables();
-  __syncthreads();
-  await_previous_kernel();
-  const int first = params.per_layer ? 0 : own;
-  const int end = params.per_layer ? params.map.num_heads : own + 1;
-  for (int head = first; head < end; ++head) scores.add_head(head, head == own);
-  if (scores.q_counts.y == 0) return;
+// Heads first .. end - 1, whose scores are summed.
+struct HeadRange {
+  int first, end;
+};
 
-  for (int i = threadIdx.x; i < q_blocks; i += kCacheThreads) {
-    if (scores.rows[i].tokens == 0) scores.c[i] = scores.g[i] = -1;
+// Clears the symbols of the blocks that some heads cache, once `others` thread blocks have written
+// theirs. All threads of a block together.
+__device__ inline void clear_cached(const CacheScores& scores, HeadRange heads,
+                                    SelectCounters& counters, int others) {
+  __shared__ LowPrefix low[2];
+  const SelectParams& params = scores.params;
+  const int q_blocks = params.map.q.num_blocks;
+  for (int i = threadIdx.x; i < q_blocks; i += kMapThreads) scores.c[i] = scores.g[i] = 0;
+  for (int head = heads.first; head < heads.end; ++head) scores.add_head(head);
+  for (int i = threadIdx.x; i < q_blocks; i += kMapThreads) {
+    const bool may_be_cached = scores.q_counts->y > 0 && scores.rows[i].tokens > 0;
+    if (!may_be_cached) scores.c[i] = scores.g[i] = -1;
   }
   __syncthreads();
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp < 2) {
     const LowPrefix found = low_prefix(warp ? scores.g : scores.c, q_blocks, params.tau_q);
-    if (threadIdx.x % 32 == 0) low[warp] = found;
+    if (lane == 0) low[warp] = found;
+  } else if (threadIdx.x == kMapThreads - 1) {
+    await_arrivals(&counters.words, others);
+    counters = {};
   }
   __syncthreads();
-  if (warp > 0) return;
-  LowPrefixWalk low_c(low[0]), low_g(low[1]);
-  const std::int64_t row = static_cast<std::int64_t>(item) * params.map.num_heads + own;
-  for (int begin = 0; begin < q_blocks; begin += 32) {
-    const int i = begin + threadIdx.x;
-    const bool in_c = low_c.selects(i < q_blocks ? scores.c[i] : -1);
-    const bool in_g = low_g.selects(i < q_blocks ? scores.g[i] : -1);
-    if (!in_c || !in_g) continue;
-    const bool is_representative =
-        !params.q_similarity || params.q_similarity[row * q_blocks + i] > params.sim_threshold;
-    if (is_representative) cache_block(params, item, own, i);
+  for (int head = heads.first + warp; head < heads.end; head += kMapWarps) {
+    LowPrefixWalk low_c(low[0]), low_g(low[1]);
+    const std::int64_t row = static_cast<std::int64_t>(scores.item) * params.map.num_heads + head;
+    for (int begin = 0; begin < q_blocks; begin += 32) {
+      const int i = begin + lane;
+      const bool in_c = low_c.selects(i < q_blocks ? scores.c[i] : -1);
+      const bool in_g = low_g.selects(i < q_blocks ? scores.g[i] : -1);
+      if (!in_c || !in_g) continue;
+      const bool is_representative =
+          !params.q_similarity || params.q_similarity[row * q_blocks + i] > params.sim_threshold;
+      if (is_representative) cache_block(params, scores.item, head, i);
+    }
   }
 }
 

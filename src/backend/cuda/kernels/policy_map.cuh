@@ -3,7 +3,8 @@
 // A thread block takes kRows query blocks of a head. Their logits are computed once, as sums in
 // shared memory; then each of its first warps has a row of them to itself. Few rows where there are
 // few blocks, so that all multiprocessors have some; the warps then share the features of a dot
-// product. What does not depend on the means is read before the kernel that makes them has ended.
+// product. Who does what is worked out, divisions among it, before the kernel that makes the means
+// has ended.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -18,11 +19,11 @@ inline constexpr int kMapThreads = 512, kMapWarps = kMapThreads / 32;
 inline constexpr int kRowsAtOnce = 4, kFeaturesAtOnce = 16;  // of a warp
 
 // How many warps share the features of 4 rows x 32 columns.
-__host__ __device__ constexpr int map_splits(int rows, int leading) {
+constexpr int map_splits(int rows, int leading) {
   const int units = rows / kRowsAtOnce * (leading / 32);
   return 2 * units <= kMapWarps && units > 0 ? kMapWarps / units : 1;
 }
-// Dynamic shared memory of the kernels below.
+// Shared memory of RowGroup.
 constexpr std::size_t map_shared_bytes(int rows, int head_dim, int leading) {
   const std::size_t sums = static_cast<std::size_t>(map_splits(rows, leading)) * leading;
   return sizeof(float) * rows * (head_dim + sums) + leading;
@@ -35,10 +36,14 @@ enum ColumnFlag : unsigned char { kValidColumn = 1, kTextColumn = 2, kJudgedColu
 template <int kRows>
 struct RowGroup {
   const MapParams& map;
-  int item, head, first_row, splits;
+  int item, head, first_row;
+  int kv_head_row;  // over items
+  int units;        // of 4 rows x 32 columns
+  // What a warp does: every kMapWarps-th unit from the first, of some features.
+  int split, first_unit;
   // shared
-  float* queries;         // [kRows, head_dim]
   float* sums;            // [splits, kRows, leading]: parts of the dot products
+  float* queries;         // [kRows, head_dim]
   unsigned char* column;  // [leading] of ColumnFlag
 
   __device__ RowGroup(const MapParams& map, float* memory)
@@ -46,23 +51,25 @@ struct RowGroup {
         item(blockIdx.z),
         head(blockIdx.y),
         first_row(blockIdx.x * kRows),
-        splits(map_splits(kRows, map.leading)),
-        queries(memory),
-        sums(queries + kRows * map.head_dim),
-        column(reinterpret_cast<unsigned char*>(sums + splits * kRows * map.leading)) {}
+        kv_head_row((item * map.num_heads + head) / map.heads_per_kv_head),
+        units(map.leading / 32 * (kRows / kRowsAtOnce)),
+        sums(memory),
+        queries(sums + map.splits * kRows * map.leading),
+        column(reinterpret_cast<unsigned char*>(queries + kRows * map.head_dim)) {
+    const int warp = threadIdx.x / 32;
+    split = map.splits > 1 ? warp / units : 0;
+    first_unit = split < map.splits ? warp - split * units : units;
+  }
 
   __device__ std::int64_t head_row() const {
     return static_cast<std::int64_t>(item) * map.num_heads + head;
-  }
-  __device__ std::int64_t kv_head_row() const {
-    return static_cast<std::int64_t>(item) * (map.num_heads / map.heads_per_kv_head) +
-           head / map.heads_per_kv_head;
   }
 
   __device__ void copy_queries() const {
     const int dim = map.head_dim, rows = min(kRows, map.q.num_blocks - first_row);
     const float* q = map.q_means + (head_row() * map.q.num_blocks + first_row) * dim;
     const auto* from = reinterpret_cast<const float4*>(q);
+#pragma unroll 1
     for (int i = threadIdx.x; i < kRows * dim / 4; i += kMapThreads) {
       reinterpret_cast<float4*>(queries)[i] = i < rows * dim / 4 ? from[i] : float4{0, 0, 0, 0};
     }
@@ -71,8 +78,8 @@ struct RowGroup {
   // Some features of 32 kv blocks, one a lane; 0 past `end`.
   __device__ void load_keys(float (&keys)[kFeaturesAtOnce], int column_group, int d,
                             int end) const {
-    const float* from = map.k_means + (kv_head_row() * map.head_dim + d) * map.leading +
-                        32 * column_group + threadIdx.x % 32;
+    const auto row = static_cast<std::int64_t>(kv_head_row) * map.head_dim + d;
+    const float* from = map.k_means + row * map.leading + 32 * column_group + threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < kFeaturesAtOnce; ++i) {
       keys[i] = d + i / 4 * 4 < end ? *from : 0;  // by fours, as there are
@@ -101,27 +108,24 @@ struct RowGroup {
   // together; the first of them while the queries arrive.
   __device__ void fill() const {
     constexpr int kParts = kRows / kRowsAtOnce;
-    const int dim = map.head_dim, units = map.leading / 32 * kParts;
-    const int share = (dim / 4 + splits - 1) / splits * 4;
-    const int own = threadIdx.x / 32;
+    const int first_dim = split * map.split_dim;
+    const int end_dim = min(map.head_dim, first_dim + map.split_dim);
     float keys[kFeaturesAtOnce];
-    const auto load = [&](int unit, int d, int end) {
-      load_keys(keys, unit % units / kParts, d, end);
-    };
-    const auto first_of = [&](int unit) { return unit / units * share; };
-    const auto end_of = [&](int unit) { return min(dim, first_of(unit) + share); };
-    if (own < units * splits) load(own, first_of(own), end_of(own));
+    const auto load = [&](int unit, int d) { load_keys(keys, unit / kParts, d, end_dim); };
+    if (first_unit < units) load(first_unit, first_dim);
+    bool is_loaded = true;
     copy_queries();
     __syncthreads();
-    for (int unit = own; unit < units * splits; unit += kMapWarps) {
-      const int row = unit % kParts * kRowsAtOnce, first = first_of(unit), end = end_of(unit);
+    for (int unit = first_unit; unit < units; unit += kMapWarps) {
+      const int row = unit % kParts * kRowsAtOnce;
       float sum[kRowsAtOnce] = {};
-      for (int d = first; d < end; d += kFeaturesAtOnce) {
-        if (unit != own || d != first) load(unit, d, end);
-        add_products(keys, row, d, end, sum);
+      for (int d = first_dim; d < end_dim; d += kFeaturesAtOnce) {
+        if (!is_loaded) load(unit, d);
+        is_loaded = false;
+        add_products(keys, row, d, end_dim, sum);
       }
-      float* to = sums + (unit / units * kRows + row) * map.leading + unit % units / kParts * 32 +
-                  threadIdx.x % 32;
+      float* to =
+          sums + (split * kRows + row) * map.leading + unit / kParts * 32 + threadIdx.x % 32;
 #pragma unroll
       for (int r = 0; r < kRowsAtOnce; ++r) to[r * map.leading] = sum[r];
     }
@@ -131,7 +135,7 @@ struct RowGroup {
   // From the sums of a row; of an empty kv block anything.
   __device__ float logit(int row, int j) const {
     float sum = 0;
-    for (int split = 0; split < splits; ++split) {
+    for (int split = 0; split < map.splits; ++split) {
       sum += sums[(split * kRows + row) * map.leading + j];
     }
     float bias = 0;
@@ -212,6 +216,20 @@ struct MapRow {
     return low_prefix(logits, params.map.leading, params.tau_kv);
   }
 
+  // A head's bit among the cache words of a q block, as if nothing were cached; the first head of a
+  // word clears the bits past the last. Other heads change the word at the same time.
+  __device__ void store_live(int item, int head, bool is_valid) const {
+    const int heads = params.map.num_heads - head / 32 * 32;
+    std::uint32_t* word =
+        params.cache +
+        (static_cast<std::int64_t>(item) * params.map.q.num_blocks + q_block) * params.head_words +
+        head / 32;
+    const unsigned bit = 1u << (head % 32);
+    const unsigned clear = (is_valid ? 0 : bit) | (head % 32 == 0 && heads < 32 ? ~0u << heads : 0);
+    if (lane() == 0 && is_valid) atomicOr(word, bit);
+    if (lane() == 0 && clear) atomicAnd(word, ~clear);
+  }
+
   __device__ std::uint32_t* words() const {
     return params.skip + (head_row * params.map.q.num_blocks + q_block) * params.kv_words;
   }
@@ -230,58 +248,5 @@ struct MapRow {
     }
   }
 };
-
-// All heads live where a q block holds tokens.
-__device__ inline void store_live_heads(const SelectParams& params, int item, int q_block,
-                                        bool is_valid) {
-  std::uint32_t* words =
-      params.cache +
-      (static_cast<std::int64_t>(item) * params.map.q.num_blocks + q_block) * params.head_words;
-  for (int w = threadIdx.x % 32; w < params.head_words; w += 32) {
-    const int heads = min(32, params.map.num_heads - 32 * w);
-    words[w] = is_valid ? ~0u >> (32 - heads) : 0;
-  }
-}
-
-// Skip words as if nothing were cached, cache words in which nothing is, and the probabilities.
-// Grid (row groups, heads, batch).
-template <int kRows>
-__global__ void __launch_bounds__(kMapThreads, 2) skip_kernel(const SelectParams params) {
-  extern __shared__ float4 map_memory[];
-  const MapParams& map = params.map;
-  const RowGroup<kRows> group(map, reinterpret_cast<float*>(map_memory));
-  const int item = group.item;
-  release_next_kernel();
-  const int own_row = threadIdx.x / 32, q_block = group.first_row + own_row;
-  const bool has_row = own_row < kRows && q_block < map.q.num_blocks;
-  const int4 block = has_row ? map.q.blocks[item * map.q.num_blocks + q_block] : int4{};
-  for (int j = threadIdx.x; j < map.leading; j += kMapThreads) {
-    const bool is_valid = j < map.kv.counts[item].x;
-    const bool is_text = is_valid && map.kv.blocks[item * map.kv.num_blocks + j].z;
-    group.column[j] = (is_valid ? kValidColumn | kJudgedColumn : 0) | (is_text ? kTextColumn : 0);
-  }
-  await_previous_kernel();
-  if (params.k_similarity) {
-    const float* similarity = params.k_similarity + group.kv_head_row() * map.kv.num_blocks;
-    for (int j = threadIdx.x; j < map.kv.num_blocks; j += kMapThreads) {
-      if (!(similarity[j] > params.sim_threshold)) group.column[j] &= ~kJudgedColumn;
-    }
-  }
-  group.fill();
-
-  if (!has_row) return;
-  const bool is_valid = block.y > 0, is_text = block.z != 0;
-  if (group.head == 0) store_live_heads(params, item, q_block, is_valid);
-  const MapRow row{params, group.sums + own_row * map.leading, group.column, group.head_row(),
-                   q_block};
-  if (!is_valid) return row.clear_words();
-  for (int j = threadIdx.x % 32; j < map.leading; j += 32) row.logits[j] = group.logit(own_row, j);
-  if (params.text_rows) row.store_probabilities(is_text);
-  const bool is_representative =
-      !params.q_similarity ||
-      params.q_similarity[group.head_row() * map.q.num_blocks + q_block] > params.sim_threshold;
-  const bool skips = !is_text && is_representative && params.tau_kv > 0;
-  row.store_words(skips ? row.find_low_mass() : LowPrefix{}, skips);
-}
 
 }  // namespace flashomni::cuda

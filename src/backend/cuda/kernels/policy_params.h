@@ -47,11 +47,18 @@ struct MapParams {
   int leading;  // kv blocks, padded to a multiple of 32
   float scale;
   int log_count_block;  // adds log(count / this) to the logits of kv blocks; 0: does not
+  int splits;  // how many warps share the features of 4 rows x 32 columns, and how many a warp has
+  int split_dim;
 };
 
 struct LogitsParams {
   MapParams map;
   float* logits;  // [batch, num_heads, q_blocks, kv_blocks]
+};
+
+// How many thread blocks have written what the last of them goes on with; 0 between launches.
+struct SelectCounters {
+  int probabilities, words;
 };
 
 struct SelectParams {
@@ -66,8 +73,9 @@ struct SelectParams {
   // exp of those that other rows give to text columns [batch, num_heads, kv_blocks, q_blocks]. The
   // rest is not defined. nullptr: nothing is cached, no scores are wanted.
   float *text_rows, *text_columns;
-  std::uint32_t* cache;  // [batch, q_blocks, head_words]
-  std::uint32_t* skip;   // [batch, num_heads, q_blocks, kv_words]
+  SelectCounters* counters;  // [batch, num_heads]; [batch] where per_layer
+  std::uint32_t* cache;      // [batch, q_blocks, head_words]
+  std::uint32_t* skip;       // [batch, num_heads, q_blocks, kv_words]
   int head_words, kv_words;
   float *c, *g;  // [batch, num_heads, q_blocks] or nullptr
 };
