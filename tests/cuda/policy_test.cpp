@@ -287,19 +287,17 @@ TEST_F(GpuPolicy, SelectsInARow) {
   std::vector<Tensor> qs, ks;
   std::vector<SymbolWords> words;
   std::vector<SparseSymbols> expected;
-  const auto set_scope = [&](unsigned layer) {
-    c.options.scope = layer == 1 ? PolicyScope::kLayer : PolicyScope::kHead;
-  };
+  constexpr PolicyScope kScopes[] = {PolicyScope::kHead, PolicyScope::kLayer, PolicyScope::kHead};
   for (unsigned layer = 0; layer < 3; ++layer) {
-    set_scope(layer);
+    c.options.scope = kScopes[layer];
     const Tensor q = tokens(c, true, 1 + layer), k = tokens(c, false, 4 + layer);
     expected.push_back(select(*backend, c, q, k).symbols);
     qs.push_back(test::upload(*backend, q));
     ks.push_back(test::upload(*backend, k));
     words.push_back(make_symbol_words(*backend, c.q.grid(1), c.kv.grid(1), c.heads));
   }
-  for (unsigned i = 0; i < 300; ++i) {
-    set_scope(i % 3);
+  for (int i = 0; i < 300; ++i) {
+    c.options.scope = kScopes[i % 3];
     backend->select_symbols(qs[i % 3], ks[i % 3], c.options, 1, words[i % 3], {}, {});
   }
   for (int layer = 0; layer < 3; ++layer) {

@@ -15,8 +15,6 @@ namespace {
 
 constexpr std::size_t kMostSharedBytes = 227 * 1024;
 
-int padded(int kv_blocks) { return (kv_blocks + 31) / 32 * 32; }
-
 bool is_aligned(ConstTensorView x) {
   const index_t size = size_in_bytes(x.dtype);
   bool aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0;

@@ -6,8 +6,17 @@
 
 namespace flashomni::cuda {
 
-// 16 bytes, or zeros: under a predicate, where a branch would have its address computed behind it,
-// again for every load, and hold up the loads that follow.
+// 4 or 16 bytes, or zeros: under a predicate, where a branch would have its address computed behind
+// it, again for every load, and hold up the loads that follow.
+__device__ inline float load_float_if(bool valid, const float* address) {
+  float value;
+  asm volatile(
+      "{\n.reg .pred valid;\nsetp.ne.s32 valid, %2, 0;\nmov.b32 %0, 0;\n"
+      "@valid ld.global.f32 %0, [%1];\n}"
+      : "=&f"(value)
+      : "l"(address), "r"(static_cast<int>(valid)));
+  return value;
+}
 __device__ inline uint4 load_if(bool valid, const void* address) {
   uint4 bits;
   asm volatile(

@@ -28,7 +28,8 @@ struct BitRange {
 
 // Of `values` [count] in shared memory, of which negative ones are no candidates: as many of the
 // smallest, ties by position, as sum to at most tau of the total; never all. None if tau <= 0 or
-// the total is not finite. One warp, which gets the same answer in all lanes.
+// the total is not finite. `count` is a multiple of 32. One warp, which gets the same answer in all
+// lanes.
 //
 // `limit` is the largest of the values such that those below it fit. It lies in a range that four
 // cuts divide into equal parts, in bits, and that then shrinks to the values of one part: a few
@@ -38,6 +39,7 @@ __device__ inline LowPrefix low_prefix(const float* values, int count, float tau
   const int lane = threadIdx.x % 32;
   float total = 0;
   BitRange range;
+#pragma unroll 2
   for (int i = lane; i < count; i += 32) {
     if (values[i] < 0) continue;  // NaN goes through
     total += values[i];
@@ -53,6 +55,7 @@ __device__ inline LowPrefix low_prefix(const float* values, int count, float tau
     constexpr int kCuts = 4;  // the last one at range.high
     const unsigned part = (range.high - range.low) / kCuts;
     float below[kCuts] = {};
+#pragma unroll 2
     for (int i = lane; i < count; i += 32) {
       const float value = values[i];
 #pragma unroll
@@ -67,6 +70,7 @@ __device__ inline LowPrefix low_prefix(const float* values, int count, float tau
     const unsigned first = fits > 0 ? range.high - (kCuts - fits) * part : range.low;
     const unsigned last = fits < kCuts ? range.high - (kCuts - 1 - fits) * part - 1 : range.high;
     BitRange rest;
+#pragma unroll 2
     for (int i = lane; i < count; i += 32) {
       const unsigned bits = __float_as_uint(values[i]);
       if (bits >= first && bits <= last) rest.add(bits);
@@ -76,6 +80,7 @@ __device__ inline LowPrefix low_prefix(const float* values, int count, float tau
 
   LowPrefix low{range.low, 0};
   int equal = 0;
+#pragma unroll 2
   for (int i = lane; i < count; i += 32) equal += __float_as_uint(values[i]) == low.limit;
   equal = __reduce_add_sync(~0u, equal);
   const float value = __uint_as_float(low.limit);

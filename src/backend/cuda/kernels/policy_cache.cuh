@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backend/cuda/device/arrival.cuh"
+#include "backend/cuda/device/load.cuh"
 #include "backend/cuda/device/low_prefix.cuh"
 #include "backend/cuda/kernels/policy_map.cuh"
 #include "backend/cuda/kernels/policy_params.h"
@@ -22,9 +23,10 @@ struct ImageColumns {
 
 // Shared memory of CacheScores.
 constexpr std::size_t cache_shared_bytes(int q_blocks, int kv_blocks) {
-  const std::size_t q_bytes = 2 * sizeof(float) + sizeof(ImageRows) + sizeof(int);
+  const std::size_t q_bytes = sizeof(ImageRows) + sizeof(int);
   const std::size_t kv_bytes = 2 * sizeof(float) + sizeof(ImageColumns) + sizeof(int);
-  return 2 * sizeof(int2) + q_bytes * q_blocks + kv_bytes * kv_blocks;
+  return 2 * (sizeof(int2) + sizeof(float) * padded(q_blocks)) + q_bytes * q_blocks +
+         kv_bytes * kv_blocks;
 }
 
 // One item, all threads of a block together.
@@ -34,7 +36,7 @@ struct CacheScores {
   // Shared. Valid blocks and valid text blocks of both grids; per q block the sums of C and G; per
   // kv block what text rows see of it; per text column the softmax down the column; and the tables.
   int2 *q_counts, *kv_counts;
-  float *c, *g;           // [q_blocks]
+  float *c, *g;           // [padded(q_blocks)]
   float *seen, *inverse;  // [kv_blocks]
   ImageColumns* columns;  // [kv_blocks]
   ImageRows* rows;        // [q_blocks]
@@ -46,8 +48,8 @@ struct CacheScores {
         q_counts(static_cast<int2*>(memory)),
         kv_counts(q_counts + 1),
         c(reinterpret_cast<float*>(kv_counts + 1)),
-        g(c + params.map.q.num_blocks),
-        seen(g + params.map.q.num_blocks),
+        g(c + padded(params.map.q.num_blocks)),
+        seen(g + padded(params.map.q.num_blocks)),
         inverse(seen + params.map.kv.num_blocks),
         columns(reinterpret_cast<ImageColumns*>(inverse + params.map.kv.num_blocks)),
         rows(reinterpret_cast<ImageRows*>(columns + params.map.kv.num_blocks)),
@@ -94,8 +96,16 @@ struct CacheScores {
     for (int t = kMapWarps - 1 - threadIdx.x / 32; t < kv_counts->y; t += kMapWarps) {
       const float* column = column_of(head, t);
       float sum = 0;
-#pragma unroll 4
-      for (int i = lane; i < q_counts->x; i += 32) sum += rows[i].tokens > 0 ? column[i] : 0;
+      for (int first = lane; first < q_counts->x; first += 4 * 32) {
+        float values[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int i = first + 32 * j;
+          values[j] = load_float_if(i < q_counts->x && rows[i].tokens > 0, column + i);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum += values[j];
+      }
       sum = warp_sum(sum);
       if (lane == 0) inverse[t] = 1 / sum;
     }
@@ -174,17 +184,17 @@ __device__ inline void clear_cached(const CacheScores& scores, HeadRange heads,
                                     SelectCounters& counters, int others) {
   __shared__ LowPrefix low[2];
   const SelectParams& params = scores.params;
-  const int q_blocks = params.map.q.num_blocks;
+  const int q_blocks = params.map.q.num_blocks, count = padded(q_blocks);
   for (int i = threadIdx.x; i < q_blocks; i += kMapThreads) scores.c[i] = scores.g[i] = 0;
   for (int head = heads.first; head < heads.end; ++head) scores.add_head(head);
-  for (int i = threadIdx.x; i < q_blocks; i += kMapThreads) {
-    const bool may_be_cached = scores.q_counts->y > 0 && scores.rows[i].tokens > 0;
+  for (int i = threadIdx.x; i < count; i += kMapThreads) {
+    const bool may_be_cached = i < q_blocks && scores.q_counts->y > 0 && scores.rows[i].tokens > 0;
     if (!may_be_cached) scores.c[i] = scores.g[i] = -1;
   }
   __syncthreads();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp < 2) {
-    const LowPrefix found = low_prefix(warp ? scores.g : scores.c, q_blocks, params.tau_q);
+    const LowPrefix found = low_prefix(warp ? scores.g : scores.c, count, params.tau_q);
     if (lane == 0) low[warp] = found;
   } else if (threadIdx.x == kMapThreads - 1) {
     await_arrivals(&counters.words, others);
@@ -194,10 +204,8 @@ __device__ inline void clear_cached(const CacheScores& scores, HeadRange heads,
   for (int head = heads.first + warp; head < heads.end; head += kMapWarps) {
     LowPrefixWalk low_c(low[0]), low_g(low[1]);
     const std::int64_t row = static_cast<std::int64_t>(scores.item) * params.map.num_heads + head;
-    for (int begin = 0; begin < q_blocks; begin += 32) {
-      const int i = begin + lane;
-      const bool in_c = low_c.selects(i < q_blocks ? scores.c[i] : -1);
-      const bool in_g = low_g.selects(i < q_blocks ? scores.g[i] : -1);
+    for (int i = lane; i < count; i += 32) {
+      const bool in_c = low_c.selects(scores.c[i]), in_g = low_g.selects(scores.g[i]);
       if (!in_c || !in_g) continue;
       const bool is_representative =
           !params.q_similarity || params.q_similarity[row * q_blocks + i] > params.sim_threshold;

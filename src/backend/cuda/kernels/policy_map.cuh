@@ -4,11 +4,13 @@
 // shared memory; then each of its first warps has a row of them to itself. Few rows where there are
 // few blocks, so that all multiprocessors have some; the warps then share the features of a dot
 // product. Who does what is worked out, divisions among it, before the kernel that makes the means
-// has ended.
-// SPDX-License-Identifier: Apache-2.0
+// has ended. Loops over a row are unrolled by 2 only: where blocks are few a lane has 2 of them,
+// and what is left over after steps of 4 would be done one by one. SPDX-License-Identifier:
+// Apache-2.0
 #pragma once
 
 #include "backend/cuda/device/barrier.cuh"
+#include "backend/cuda/device/load.cuh"
 #include "backend/cuda/device/low_prefix.cuh"
 #include "backend/cuda/kernels/policy_params.h"
 
@@ -18,6 +20,8 @@ inline constexpr int kFewMapRows = 4, kManyMapRows = 16;
 inline constexpr int kMapThreads = 512, kMapWarps = kMapThreads / 32;
 inline constexpr int kRowsAtOnce = 4, kFeaturesAtOnce = 16;  // of a warp
 
+// Rounded up to whole warps.
+__host__ __device__ constexpr int padded(int blocks) { return (blocks + 31) / 32 * 32; }
 // How many warps share the features of 4 rows x 32 columns.
 constexpr int map_splits(int rows, int leading) {
   const int units = rows / kRowsAtOnce * (leading / 32);
@@ -66,23 +70,24 @@ struct RowGroup {
   }
 
   __device__ void copy_queries() const {
-    const int dim = map.head_dim, rows = min(kRows, map.q.num_blocks - first_row);
-    const float* q = map.q_means + (head_row() * map.q.num_blocks + first_row) * dim;
+    const int quarter = map.head_dim / 4, rows = min(kRows, map.q.num_blocks - first_row);
+    const int row = (item * map.num_heads + head) * map.q.num_blocks + first_row;
+    const float* q = map.q_means + static_cast<std::int64_t>(row) * map.head_dim;
     const auto* from = reinterpret_cast<const float4*>(q);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * dim / 4; i += kMapThreads) {
-      reinterpret_cast<float4*>(queries)[i] = i < rows * dim / 4 ? from[i] : float4{0, 0, 0, 0};
+    for (int i = threadIdx.x; i < kRows * quarter; i += kMapThreads) {
+      reinterpret_cast<float4*>(queries)[i] = i < rows * quarter ? from[i] : float4{0, 0, 0, 0};
     }
   }
 
   // Some features of 32 kv blocks, one a lane; 0 past `end`.
   __device__ void load_keys(float (&keys)[kFeaturesAtOnce], int column_group, int d,
                             int end) const {
-    const auto row = static_cast<std::int64_t>(kv_head_row) * map.head_dim + d;
-    const float* from = map.k_means + row * map.leading + 32 * column_group + threadIdx.x % 32;
+    const auto row = static_cast<std::int64_t>(kv_head_row * map.head_dim + d);
+    const float* from = map.k_means + row * map.leading + (32 * column_group + threadIdx.x % 32);
 #pragma unroll
     for (int i = 0; i < kFeaturesAtOnce; ++i) {
-      keys[i] = d + i / 4 * 4 < end ? *from : 0;  // by fours, as there are
+      keys[i] = load_float_if(d + i / 4 * 4 < end, from);  // by fours, as there are
       from += map.leading;
     }
   }
@@ -178,6 +183,7 @@ struct MapRow {
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ float maximum(unsigned char flag) const {
     float top = -INFINITY;
+#pragma unroll 2
     for (int j = lane(); j < params.map.leading; j += 32) {
       if (column[j] & flag) top = fmaxf(top, logits[j]);
     }
@@ -188,6 +194,7 @@ struct MapRow {
   __device__ void store_probabilities(bool is_text) const {
     const float top = maximum(kValidColumn);
     float sum = 0;
+#pragma unroll 2
     for (int j = lane(); j < params.map.leading; j += 32) {
       if (column[j] & kValidColumn) sum += expf(logits[j] - top);
     }
@@ -195,6 +202,7 @@ struct MapRow {
     const int q_blocks = params.map.q.num_blocks;
     float* row = params.text_rows + (head_row * q_blocks + q_block) * params.map.leading;
     float* columns = params.text_columns + head_row * params.map.kv.num_blocks * q_blocks + q_block;
+#pragma unroll 2
     for (int j = lane(); j < params.map.leading; j += 32) {
       if (!(column[j] & (is_text ? kValidColumn : kTextColumn))) continue;
       const float probability = expf(logits[j] - top) * inverse;
@@ -209,6 +217,7 @@ struct MapRow {
   // The blocks of least mass among the judged ones. Logits become masses that are not normalised.
   __device__ LowPrefix find_low_mass() const {
     const float top = maximum(kJudgedColumn);
+#pragma unroll 2
     for (int j = lane(); j < params.map.leading; j += 32) {
       logits[j] = column[j] & kJudgedColumn ? expf(logits[j] - top) : -1;
     }

@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kMapThreads, 2) select_kernel(const SelectPara
                    q_block};
   if (has_row) row.store_live(item, head, is_valid);
   if (is_valid) {
+#pragma unroll 1
     for (int j = threadIdx.x % 32; j < map.leading; j += 32) {
       row.logits[j] = group.logit(own_row, j);
     }
