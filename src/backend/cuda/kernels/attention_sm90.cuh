@@ -6,10 +6,12 @@
 //
 // One round of a consumer (t counts kv tiles across pieces; the MMAs run asynchronously):
 //   issue S(t) = Q K(t)^T, issue O += P(t-1) V(t-1) | wait for S(t) | weights of S(t), first half
-//   wait for O, store it at a piece's end | second half | P(t) = weights in 16 bits
+//   wait for O | second half | P(t) = weights in 16 bits
 // so that the softmax of a warpgroup runs under its own PV product and the other's two products.
-// The ring holds K(0), K(1), V(0), K(2), V(1), ...: the first QK of a piece is issued together with
-// the last PV of the piece before, and a piece's end leaves no gap in the tensor cores' work.
+// Where tile t begins a piece, the last product of the one before goes first:
+//   issue O += P(t-1) V(t-1) | take Q | issue S(t) | wait for O, store it | wait for S(t) | ...
+// so that Q is taken under that product, and O stored under S(t). The ring holds the tiles of a
+// piece in the order in which they are read: K(0), K(1), V(0), ..., K(n), V(n-1), V(n).
 //
 // The softmax takes no running maximum: see SoftmaxRows (device/softmax.cuh).
 // Design, budgets and measurements: docs/kernels/attention_sm90.md.
@@ -51,22 +53,22 @@ struct AttentionConsumer {
     if (lane() == 0) empty.arrive();
   }
 
-  // Takes the next piece with kv tiles, its Q in registers; writes the rows of pieces without any.
-  // Returns its number of tiles, -1 at the end. `own` then names it, `own ^ 1` the one before.
-  __device__ int next_work(std::uint32_t (&q)[kHeadDim / 4]) {
-    while (true) {
-      shared.work_full.wait(work_phase);
-      work_phase ^= 1;
-      const int tiles = shared.work.tiles;
-      if (tiles < 0) return -1;
-      own ^= tiles > 0;
-      if (tiles == 0) store_empty(shared.work.piece);
-      if (tiles > 0) load_q(q);
-      if (lane() == 0 && tiles > 0) shared.own[warp()][own] = shared.work.piece;
-      __syncwarp();
-      release(shared.work_empty);
-      if (tiles > 0) return tiles;
-    }
+  // Waits for the next piece and its Q. Returns its number of tiles, -1 at the end.
+  __device__ int next_tiles() {
+    shared.work_full.wait(work_phase);
+    work_phase ^= 1;
+    return shared.work.tiles;
+  }
+  // Takes that piece, its Q to registers. `own` then names it, `own ^ 1` the one before.
+  __device__ void take(std::uint32_t (&q)[kHeadDim / 4]) {
+    load_q(q);
+    own ^= 1;
+    const auto* words = reinterpret_cast<const int*>(&shared.work.piece);
+    auto* copy = reinterpret_cast<int*>(&shared.own[warp()][own]);
+    // One store under a predicate: a branch here would cost the main loop its uniform registers.
+    if (lane() < kPieceWords) copy[lane()] = words[lane()];
+    __syncwarp();
+    release(shared.work_empty);
   }
   __device__ void load_q(std::uint32_t (&q)[kHeadDim / 4]) const {
     const int row = warp() * 16 + lane() % 16;
@@ -122,16 +124,6 @@ struct AttentionConsumer {
     if (params.lse && thread % 4 == 0 && row < piece.num_rows) {
       params.lse[piece.batch * params.lse_batch_stride + piece.head * params.lse_head_stride +
                  (piece.row + row) * params.lse_row_stride] = value;
-    }
-  }
-
-  __device__ void store_empty(const AttentionPiece& piece) const {
-    for (int half = 0; half < 2; ++half) {
-      const int row = row_in_tile() + 8 * half;
-      store_lse(piece, row, -INFINITY);
-      if (row >= piece.num_rows) continue;
-      auto* chunks = reinterpret_cast<uint4*>(out_row(piece, row));
-      for (int i = thread % 4; i < kHeadDim / 8; i += 4) chunks[i] = uint4{0, 0, 0, 0};
     }
   }
 
@@ -251,8 +243,9 @@ struct AttentionConsumer {
     std::uint32_t p[kTileKv / 4], q[kHeadDim / 4];
     SoftmaxRows<T> rows;
 
-    int left = next_work(q);
+    int left = next_tiles();
     if (left < 0) return;
+    take(q);
     shared.full[ring.slot].wait(ring.phase);
     issue_scores(s, q, ring.slot);
     wgmma_wait<0>();
@@ -269,48 +262,67 @@ struct AttentionConsumer {
     while (true) {
       const bool piece_ends = --left == 0;
       if (piece_ends) {
-        left = next_work(q);
+        left = next_tiles();
         if (left < 0) break;
       }
-      const auto k = ring;
+      const auto first = ring;
       ring.advance();
-      const auto v = ring;
+      const auto second = ring;
       ring.advance();
 
-      shared.full[k.slot].wait(k.phase);
-      const bool has_mask = shared.has_mask[k.slot];
-      issue_scores(s, q, k.slot);
-      shared.full[v.slot].wait(v.phase);
-      issue_values(o, p, v.slot, accumulate);
-      wgmma_wait<1>();
-      wgmma_hold(s);
-      wgmma_hold(q);
-      if (has_mask) [[unlikely]]
-        mask_tile(s, k.slot);
-
-      const SoftmaxRows<T> before = rows;
       float tile_sum[2] = {0, 0};
-      // The first half is written out in both branches because ptxas would move the wait to the
-      // head of a common block, before the exponentials that are to run under the MMA.
       if (piece_ends) {
+        const auto v = first, k = second;
+        shared.full[v.slot].wait(v.phase);
+        issue_values(o, p, v.slot, accumulate);
+        take(q);
+        shared.full[k.slot].wait(k.phase);
+        const bool has_mask = shared.has_mask[k.slot];
+        issue_scores(s, q, k.slot);
+        wgmma_wait<1>();
+        wgmma_hold(o);
+        wgmma_hold(p);
+        release(shared.empty[v.slot]);
+        store(shared.own[warp()][own ^ 1], o, rows);
+        wgmma_wait<0>();
+        wgmma_hold(s);
+        wgmma_hold(q);
+        if (has_mask) [[unlikely]]
+          mask_tile(s, k.slot);
         begin_rows(s, rows);
         rows.template exponentiate<0, kWeights / 2>(s, params.scale_log2, tile_sum);
       } else {
-        rows.template exponentiate<0, kWeights / 2>(s, params.scale_log2, tile_sum);
+        const auto v = second, k = first;
+        shared.full[k.slot].wait(k.phase);
+        const bool has_mask = shared.has_mask[k.slot];
+        issue_scores(s, q, k.slot);
+        shared.full[v.slot].wait(v.phase);
+        issue_values(o, p, v.slot, accumulate);
+        wgmma_wait<1>();
+        wgmma_hold(s);
+        wgmma_hold(q);
+        // The first half stands in both branches because ptxas would move the wait up in a common
+        // block, before the exponentials that are to run under the MMA.
+        if (has_mask) [[unlikely]] {
+          mask_tile(s, k.slot);
+          rows.template exponentiate<0, kWeights / 2>(s, params.scale_log2, tile_sum);
+        } else {
+          rows.template exponentiate<0, kWeights / 2>(s, params.scale_log2, tile_sum);
+        }
+        wgmma_wait<0>();
+        release(shared.empty[v.slot]);
+        wgmma_hold(o);
+        wgmma_hold(p);
       }
-      wgmma_wait<0>();
-      wgmma_hold(o);
-      wgmma_hold(p);
-      release(shared.empty[v.slot]);
-      if (piece_ends) store(shared.own[warp()][own ^ 1], o, before);
+      const int k_slot = piece_ends ? second.slot : first.slot;
       rows.template exponentiate<kWeights / 2, kWeights>(s, params.scale_log2, tile_sum);
       pack_scores(s, p);
       // A warpgroup's decision, because it multiplies together.
       if (named_barrier_any(1 + warpgroup, 128, rows.out_of_range(tile_sum))) [[unlikely]] {
-        redo_tile(s, q, k.slot, rows, tile_sum, o);
+        redo_tile(s, q, k_slot, rows, tile_sum, o);
         pack_scores(s, p);
       }
-      release(shared.empty[k.slot]);
+      release(shared.empty[k_slot]);
       rows.sum[0] += tile_sum[0];
       rows.sum[1] += tile_sum[1];
       accumulate = !piece_ends;

@@ -41,7 +41,7 @@ struct AttentionSm90 {
   static constexpr int kMaskGroup = 16;  // keys that share one count of valid keys
   static constexpr int kMaskGroups = kTileKv / kMaskGroup;
 
-  // A piece as warps hand it on. tiles == 0: no live kv block; -1: there are no more pieces.
+  // A piece as warps hand it on. tiles == -1: there are no more pieces.
   struct Work {
     AttentionPiece piece;
     int tiles;

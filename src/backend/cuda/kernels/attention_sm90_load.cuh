@@ -2,7 +2,8 @@
 //
 // The scheduler reads the pieces of this thread block and looks up what their first loads need,
 // several pieces ahead: that is a chain of four dependent reads, each 1-2 us while the loads
-// saturate L2. The loader issues the TMA loads of Q and of the ring of K and V tiles.
+// saturate L2. It writes the rows of pieces without kv tiles, which go no further. The loader
+// issues the TMA loads of Q and of the ring of K and V tiles.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -85,12 +86,32 @@ struct AttentionScheduler {
     ring.advance();
   }
 
+  // Rows of a piece without kv tiles.
+  __device__ void write_empty(const AttentionPiece& piece) const {
+    constexpr int kLanesARow = Kernel::kHeadDim / 8;
+    for (int row = lane / kLanesARow; row < piece.num_rows; row += 32 / kLanesARow) {
+      auto* out = static_cast<typename Kernel::Element*>(params.out) +
+                  piece.batch * params.out_batch_stride +
+                  (piece.row + row) * params.out_row_stride + piece.head * params.out_head_stride;
+      reinterpret_cast<uint4*>(out)[lane % kLanesARow] = uint4{0, 0, 0, 0};
+      if (!params.lse || lane % kLanesARow != 0) continue;
+      params.lse[piece.batch * params.lse_batch_stride + piece.head * params.lse_head_stride +
+                 (piece.row + row) * params.lse_row_stride] = -INFINITY;
+    }
+    __syncwarp();
+  }
+
   __device__ void run() {
     const int end = params.first_of_block[blockIdx.x + 1];
     for (int index = params.first_of_block[blockIdx.x]; index < end; ++index) {
       const int* words = reinterpret_cast<const int*>(params.pieces + index);
       const AttentionPiece piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
-      publish(piece, groups.count_tiles(piece));
+      const int tiles = groups.count_tiles(piece);
+      if (tiles > 0) {
+        publish(piece, tiles);
+      } else {
+        write_empty(piece);
+      }
     }
     publish({}, -1);
   }
@@ -185,8 +206,6 @@ struct AttentionLoader {
   }
 
   __device__ void run() {
-    TileSource v{nullptr, 0, 0};
-    int v_row = 0;  // of the V tile still to be loaded: it follows the next K tile in the ring
     while (true) {
       AttentionPiece piece;
       Group group;
@@ -197,20 +216,19 @@ struct AttentionLoader {
       const CUtensorMap* maps = params.kv_maps ? params.kv_maps + 2 * piece.batch : nullptr;
       if (maps) acquire_tensor_maps(maps);
       const TileSource k{maps ? maps : &params.k_map, kv_head, piece.batch};
+      const TileSource v{maps ? maps + 1 : &params.v_map, kv_head, piece.batch};
+      int v_row = 0;  // of the V tile still to be loaded: it follows the next K tile in the ring
       for (int tile = 0; tile < tiles; ++tile) {
         wait_for_slot();
         describe_mask(group);
         load_tile(k, group.row);
-        if (v.map) {
+        if (tile > 0) {
           wait_for_slot();
           load_tile(v, v_row);
         }
-        v = {maps ? maps + 1 : &params.v_map, kv_head, piece.batch};
         v_row = group.row;
         if (tile + 1 < tiles) group = groups.find(piece, tile + 1);
       }
-    }
-    if (v.map) {
       wait_for_slot();
       load_tile(v, v_row);
     }
