@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/launch.h"
 #include "backend/cuda/tensor_map.h"
 #include "plan/cached_blocks.h"
 
@@ -222,8 +223,7 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
 
   FO_CUDA(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                kernel.shared_bytes));
-  kernel.function<<<num_sms_, kernel.threads, kernel.shared_bytes, stream>>>(params);
-  FO_CUDA(cudaGetLastError());
+  launch_early(kernel.function, num_sms_, kernel.threads, kernel.shared_bytes, stream, params);
 }
 
 }  // namespace flashomni::cuda

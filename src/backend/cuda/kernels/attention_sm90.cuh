@@ -356,7 +356,16 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
     shared.next_reuse = 0;
     fence_barrier_init();
   }
+  if (threadIdx.x == 32) {
+    prefetch_tensor_map(&params.q_map);
+    if (!params.kv_maps) {
+      prefetch_tensor_map(&params.k_map);
+      prefetch_tensor_map(&params.v_map);
+    }
+  }
   __syncthreads();
+  release_next_kernel();
+  await_previous_kernel();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
