@@ -173,6 +173,37 @@ TEST(CudaPieces, TheLastBlockMayBeShort) {
   EXPECT_EQ(pieces.list[1].num_rows, 2);
 }
 
+TEST(CudaPieces, StartsHaveTheFirstTile) {
+  for (const int block_kv : {16, 64, 128, 512}) {
+    for (const int num_sms : {1, 7, 132}) {
+      const AttentionPlan plan = dense_plan(1300, 3, block_kv);
+      const Pieces pieces = cut(plan, {.num_sms = num_sms});
+      ASSERT_EQ(pieces.starts.size(), static_cast<std::size_t>(num_sms));
+      for (int sm = 0; sm < num_sms; ++sm) {
+        const AttentionStart& start = pieces.starts[sm];
+        EXPECT_EQ(start.first, pieces.first_of_sm[sm]);
+        EXPECT_EQ(start.end, pieces.first_of_sm[sm + 1]);
+        if (start.first == start.end) continue;
+        const AttentionPiece& piece = pieces.list[start.first];
+        EXPECT_EQ(start.piece.first_kv, piece.first_kv);
+        EXPECT_EQ(start.piece.row, piece.row);
+        int tokens = 0;
+        for (int i = 0; i < std::max(1, kAttentionTileKv / block_kv); ++i) {
+          if (i >= piece.num_kv) {
+            EXPECT_EQ(start.groups[i].row, kNoRow);
+            continue;
+          }
+          const Block block = plan.kv_grid.at(0, plan.kv_blocks[piece.first_kv + i]);
+          EXPECT_EQ(start.groups[i].row, block.start);
+          tokens += start.groups[i].valid;
+        }
+        const int first_row = plan.kv_blocks[piece.first_kv] * block_kv;
+        EXPECT_EQ(tokens, std::min({kAttentionTileKv, 1300 - first_row, piece.num_kv * block_kv}));
+      }
+    }
+  }
+}
+
 TEST(CudaPieces, ALiveItemWithoutKeysIsOnePiece) {
   AttentionPlan plan = dense_plan(256, 1, 128);
   plan.items[0].num_kv = 0;

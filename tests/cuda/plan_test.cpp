@@ -11,6 +11,7 @@ namespace {
 
 using cuda::AttentionListBuilder;
 using cuda::AttentionLists;
+using cuda::AttentionStart;
 using cuda::CutOptions;
 using cuda::Pieces;
 using test::Axis;
@@ -18,6 +19,22 @@ using test::Pattern;
 
 class GpuPlan : public test::GpuTest {
  protected:
+  static void expect_starts(const Pieces& pieces, const Pieces& expected) {
+    ASSERT_EQ(pieces.starts.size(), expected.starts.size());
+    for (std::size_t sm = 0; sm < pieces.starts.size(); ++sm) {
+      const AttentionStart &start = pieces.starts[sm], &host = expected.starts[sm];
+      ASSERT_EQ(start.first, host.first) << "multiprocessor " << sm;
+      ASSERT_EQ(start.end, host.end) << "multiprocessor " << sm;
+      if (start.first == start.end) continue;
+      EXPECT_EQ(std::memcmp(&start.piece, &host.piece, sizeof start.piece), 0) << sm;
+      // The host leaves groups that a tile cannot have as zeros, the device as they were.
+      for (int i = 0; i < cuda::kMostGroups; ++i) {
+        if (host.groups[i].row == 0 && host.groups[i].valid == 0) continue;
+        EXPECT_EQ(start.groups[i].row, host.groups[i].row) << sm << ", group " << i;
+        EXPECT_EQ(start.groups[i].valid, host.groups[i].valid) << sm << ", group " << i;
+      }
+    }
+  }
   void expect_host_lists(const SparseSymbols& symbols, const CutOptions& options) {
     const SymbolWords words = upload(symbols);
     AttentionPlan expected, actual;
@@ -36,6 +53,7 @@ class GpuPlan : public test::GpuTest {
       ASSERT_EQ(std::memcmp(&pieces.list[i], &expected_pieces.list[i], sizeof pieces.list[i]), 0)
           << "piece " << i;
     }
+    expect_starts(pieces, expected_pieces);
     num_cut_ += pieces.num_slots;
   }
   void expect_host_lists(int batch, int heads, const Axis& q, const Axis& kv) {

@@ -155,7 +155,7 @@ void DeviceAttentionPlan::assign(const AttentionPlan& plan, const CutOptions& op
   cut_into_pieces(plan, options, pieces_);
   num_cached_ = -1;
   upload(pieces_.list, lists_.pieces, stream);
-  upload(pieces_.first_of_sm, lists_.first_of_sm, stream);
+  upload(pieces_.starts, lists_.starts, stream);
   upload(plan.kv_blocks, lists_.kv_blocks, stream);
   upload(block_table(plan.kv_grid), lists_.kv_table, stream);
   num_pieces_ = static_cast<int>(pieces_.list.size());
@@ -211,7 +211,7 @@ void DeviceAttentionPlan::launch(const AttentionPlan& plan, const AttentionTenso
   params.reuse.blocks = lists_.cached.as<CachedRows>();
   params.reuse.num_blocks = num_cached;
   params.pieces = lists_.pieces.as<AttentionPiece>();
-  params.first_of_block = lists_.first_of_sm.as<std::int32_t>();
+  params.starts = lists_.starts.as<AttentionStart>();
   params.kv_blocks = lists_.kv_blocks.as<std::int32_t>();
   params.kv_table = lists_.kv_table.as<int2>();
   params.counters = counters_.as<int>();

@@ -89,6 +89,7 @@ int AttentionListBuilder::build(const SymbolWords& words, const CutOptions& opti
   params.slots = reserve<std::int32_t>(slots_, rows);
   params.first_of_sm = reserve<std::int32_t>(lists.first_of_sm, options.num_sms + 1);
   params.pieces = reserve<AttentionPiece>(lists.pieces, pieces);
+  params.starts = reserve<AttentionStart>(lists.starts, options.num_sms);
   params.kv_blocks = reserve<std::int32_t>(lists.kv_blocks, rows * params.kv.num_blocks);
   params.kv_table =
       reserve<int2>(lists.kv_table, static_cast<std::size_t>(params.batch) * params.kv.num_blocks);
@@ -124,6 +125,8 @@ void AttentionListBuilder::read_back(const AttentionLists& lists, AttentionPlan&
       download<std::int32_t>(lists.first_of_sm.as<void>(), params_.options.num_sms + 1, stream);
   pieces.list =
       download<AttentionPiece>(lists.pieces.as<void>(), pieces.first_of_sm.back(), stream);
+  pieces.starts =
+      download<AttentionStart>(lists.starts.as<void>(), params_.options.num_sms, stream);
   pieces.num_slots = 0;
   for (const std::int16_t parts : download<std::int16_t>(params_.parts_of, num_items, stream)) {
     if (parts > 1) pieces.num_slots += parts;

@@ -16,7 +16,8 @@ namespace flashomni::cuda {
 // What the attention kernel reads.
 struct AttentionLists {
   DeviceBuffer pieces;       // AttentionPiece [..]
-  DeviceBuffer first_of_sm;  // i32 [num_sms + 1]
+  DeviceBuffer starts;       // AttentionStart [num_sms]
+  DeviceBuffer first_of_sm;  // i32 [num_sms + 1]; made on the device only
   DeviceBuffer kv_blocks;    // i32
   DeviceBuffer kv_table;     // int2 [batch, kv_blocks]
   DeviceBuffer cached;       // CachedRows [..]; made on the device, one a row of the grid

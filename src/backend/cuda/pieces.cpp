@@ -117,6 +117,19 @@ AttentionPiece piece_of(const AttentionPlan& plan, const Part& part, const Units
           end - begin, last_tokens, 0,          1,          0};
 }
 
+// Of a piece's first tile, as the kernel finds those of the others: one a kv block, or the first
+// rows of a longer block.
+void first_groups(const AttentionPlan& plan, const AttentionPiece& piece, int count,
+                  AttentionGroup* groups) {
+  for (int i = 0; i < count; ++i) {
+    groups[i] = {kNoRow, 0};
+    const int last = piece.num_kv - 1;
+    if (i > last || (i == last && piece.last_kv_tokens == 0)) continue;
+    const Block tokens = plan.kv_grid.at(piece.batch, plan.kv_blocks[piece.first_kv + i]);
+    groups[i] = {tokens.start, std::min(tokens.count, kAttentionTileKv)};
+  }
+}
+
 }  // namespace
 
 void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Pieces& pieces) {
@@ -142,6 +155,15 @@ void cut_into_pieces(const AttentionPlan& plan, const CutOptions& options, Piece
     piece.num_parts = parts_of[part.item];
     piece.slot = piece.num_parts > 1 ? slot_of[part.item] : 0;
     pieces.list.push_back(piece);
+  }
+  pieces.starts.assign(options.num_sms, {});
+  for (int sm = 0; sm < options.num_sms; ++sm) {
+    AttentionStart& start = pieces.starts[sm];
+    start.first = pieces.first_of_sm[sm];
+    start.end = pieces.first_of_sm[sm + 1];
+    if (start.first == start.end) continue;
+    start.piece = pieces.list[start.first];
+    first_groups(plan, start.piece, units.blocks, start.groups);
   }
 }
 

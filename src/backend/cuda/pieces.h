@@ -22,6 +22,7 @@ struct CutOptions {
 struct Pieces {
   std::vector<AttentionPiece> list;
   std::vector<std::int32_t> first_of_sm;  // [num_sms + 1]: list[first_of_sm[i] ..) of SM i
+  std::vector<AttentionStart> starts;     // [num_sms]
   int num_slots = 0;                      // partial results
 };
 

@@ -209,7 +209,11 @@ struct Dealer {
     if (mine < num_cut_items) params.slots[item] = slot;
     const int first =
         block_scan<kDealThreads>(shared.pieces_of[threadIdx.x], Sum{}, shared.sums).before;
-    if (mine < params.options.num_sms) params.first_of_sm[mine] = first;
+    if (mine < params.options.num_sms) {
+      params.first_of_sm[mine] = first;
+      params.starts[mine].first = first;
+      params.starts[mine].end = first + shared.pieces_of[mine];
+    }
     if (mine > 0) return;
     params.first_of_sm[params.options.num_sms] = num_parts;
     *params.num_parts = num_parts;
@@ -239,6 +243,20 @@ __global__ void __launch_bounds__(kDealThreads) deal_kernel(const AttentionLists
   Dealer(params, shared).run();
 }
 
+// What a multiprocessor begins with (first_groups in pieces.cpp).
+__device__ inline void write_start(const AttentionListsParams& params, const AttentionPiece& piece,
+                                   AttentionStart& start) {
+  start.piece = piece;
+  const int last = piece.num_kv - 1;
+  for (int i = 0; i < params.options.blocks_per_unit; ++i) {
+    start.groups[i] = {kNoRow, 0};
+    if (i > last || (i == last && piece.last_kv_tokens == 0)) continue;
+    const int block = params.kv_blocks[piece.first_kv + i];
+    const int4 tokens = params.kv.blocks[piece.batch * params.kv.num_blocks + block];
+    start.groups[i] = {tokens.x, min(tokens.y, kAttentionTileKv)};
+  }
+}
+
 // Parts become pieces, each where its multiprocessor looks for it.
 __global__ void __launch_bounds__(kListThreads)
     write_pieces_kernel(const AttentionListsParams params) {
@@ -261,17 +279,18 @@ __global__ void __launch_bounds__(kListThreads)
       last_tokens = params.kv.blocks[item.batch * params.kv.num_blocks + last].y;
     }
     const std::int16_t num_parts = params.parts_of[part.item];
-    params.pieces[params.first_of_sm[part.sm] + part.order] = {
-        item.batch,
-        item.head,
-        rows.x,
-        rows.y,
-        item.first_kv + first,
-        end - first,
-        last_tokens,
-        part.number,
-        num_parts,
-        num_parts > 1 ? params.slots[part.item] : 0};
+    const AttentionPiece piece = {item.batch,
+                                  item.head,
+                                  rows.x,
+                                  rows.y,
+                                  item.first_kv + first,
+                                  end - first,
+                                  last_tokens,
+                                  part.number,
+                                  num_parts,
+                                  num_parts > 1 ? params.slots[part.item] : 0};
+    params.pieces[params.first_of_sm[part.sm] + part.order] = piece;
+    if (part.order == 0) write_start(params, piece, params.starts[part.sm]);
   }
 }
 

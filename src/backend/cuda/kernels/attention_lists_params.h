@@ -64,6 +64,7 @@ struct AttentionListsParams {
   std::int32_t* slots;        // [items]: of those that were cut
   std::int32_t* first_of_sm;  // [num_sms + 1]
   AttentionPiece* pieces;
+  AttentionStart* starts;  // [num_sms]
   std::int32_t* kv_blocks;
   int2* kv_table;      // [batch, kv_blocks]
   CachedRows* cached;  // [groups * q_blocks]: those there are, then blocks of no rows

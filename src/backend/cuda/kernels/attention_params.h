@@ -41,7 +41,7 @@ struct AttentionParams {
   const CUtensorMap* kv_maps;  // [batch, 2] K and V maps that end at the item's length, or nullptr
 
   const AttentionPiece* pieces;
-  const std::int32_t* first_of_block;  // [blocks + 1]: pieces of thread block i from entry i on
+  const AttentionStart* starts;  // [blocks]
   const std::int32_t* kv_blocks;
   const int2* kv_table;  // [batch, num_kv_blocks]: first token and token count of a block
   // Parts of an item that are done, [slots, 8 warps]; zeros before the first launch, and again

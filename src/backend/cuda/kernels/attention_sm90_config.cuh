@@ -31,13 +31,6 @@ struct AttentionSm90 {
   static_assert(kSlots >= 6);
   using Ring = RingPosition<kSlots>;
 
-  // K and V tiles are loaded in groups of rows, one lane a group.
-  struct Group {
-    int row;    // first token; past the end of the tensor for groups that do not exist
-    int valid;  // tokens of the block in the group, 0 .. group_rows
-  };
-  static constexpr int kMostGroups = 8;  // of 16 rows
-
   static constexpr int kMaskGroup = 16;  // keys that share one count of valid keys
   static constexpr int kMaskGroups = kTileKv / kMaskGroup;
 
@@ -45,7 +38,7 @@ struct AttentionSm90 {
   struct Work {
     AttentionPiece piece;
     int tiles;
-    Group first[kMostGroups];  // groups of the first tile
+    AttentionGroup first[kMostGroups];  // groups of the first tile
   };
   static constexpr int kAhead = 3;  // pieces that the scheduler is ahead of the loads
   using WorkRing = RingPosition<kAhead>;

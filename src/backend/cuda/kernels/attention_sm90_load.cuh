@@ -1,10 +1,10 @@
 // attention_sm90_load.cuh -- the two producing warps of attention_sm90.cuh.
 //
 // The scheduler reads the pieces of this thread block and looks up what their first loads need,
-// several pieces ahead: that is a chain of four dependent reads, each 1-2 us while the loads
-// saturate L2. It writes the rows of pieces without kv tiles, which go no further. The loader
-// issues the TMA loads of Q and of the ring of K and V tiles.
-// SPDX-License-Identifier: Apache-2.0
+// several pieces ahead: that is a chain of three dependent reads, each 1-2 us while the loads
+// saturate L2. Of the first piece it is one read (AttentionStart). It writes the rows of pieces
+// without kv tiles, which go no further. The loader issues the TMA loads of Q and of the ring of K
+// and V tiles. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,6 @@ namespace flashomni::cuda {
 // How a piece's kv list falls into groups and tiles.
 template <typename Kernel>
 struct AttentionGroups {
-  using Group = typename Kernel::Group;
   const AttentionParams& params;
   int lane;
   int group_rows = 1 << params.log2_group_rows;
@@ -34,10 +33,9 @@ struct AttentionGroups {
   }
 
   // This lane's group of tile `tile`.
-  __device__ Group find(const AttentionPiece& piece, int tile) const {
-    constexpr int kPastTheEnd = 1 << 30;
+  __device__ AttentionGroup find(const AttentionPiece& piece, int tile) const {
     const int group = tile * groups_per_tile + lane;
-    if (lane >= groups_per_tile || group >= count(piece)) return {kPastTheEnd, 0};
+    if (lane >= groups_per_tile || group >= count(piece)) return {kNoRow, 0};
     const int block = params.kv_blocks[piece.first_kv + (group >> params.log2_groups_per_block)];
     const int2 tokens = params.kv_table[piece.batch * params.num_kv_blocks + block];
     const int offset = (group & ((1 << params.log2_groups_per_block) - 1)) * group_rows;
@@ -62,6 +60,8 @@ __device__ inline AttentionPiece gather_piece(int word) {
           at(8)};
 }
 inline constexpr int kPieceWords = sizeof(AttentionPiece) / sizeof(int);
+inline constexpr int kStartWords = sizeof(AttentionStart) / sizeof(int);
+static_assert(kStartWords <= 32);
 
 // One warp.
 template <typename Kernel>
@@ -72,11 +72,10 @@ struct AttentionScheduler {
   AttentionGroups<Kernel> groups{params, lane};
   typename Kernel::WorkRing ring{};
 
-  __device__ void publish(const AttentionPiece& piece, int tiles) {
-    const auto first = tiles > 0 ? groups.find(piece, 0) : typename Kernel::Group{};
+  __device__ void publish(const AttentionPiece& piece, int tiles, const AttentionGroup& first) {
     shared.ahead_empty[ring.slot].wait(ring.phase ^ 1);
     auto& work = shared.ahead[ring.slot];
-    if (lane < Kernel::kMostGroups) work.first[lane] = first;
+    if (lane < kMostGroups) work.first[lane] = first;
     if (lane == 0) {
       work.piece = piece;
       work.tiles = tiles;
@@ -101,19 +100,35 @@ struct AttentionScheduler {
     __syncwarp();
   }
 
+  // The table of kv blocks of item 0, for the reads to come.
+  __device__ void prefetch_table() const {
+    constexpr int kEntriesALine = 128 / sizeof(int2);
+    if (lane * kEntriesALine >= params.num_kv_blocks) return;
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(params.kv_table + lane * kEntriesALine));
+  }
+
   __device__ void run() {
-    const int end = params.first_of_block[blockIdx.x + 1];
-    for (int index = params.first_of_block[blockIdx.x]; index < end; ++index) {
-      const int* words = reinterpret_cast<const int*>(params.pieces + index);
-      const AttentionPiece piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
+    const int* words = reinterpret_cast<const int*>(params.starts + blockIdx.x);
+    const int word = lane < kStartWords ? words[lane] : 0;
+    prefetch_table();
+    AttentionPiece piece = gather_piece(word);
+    int index = __shfl_sync(~0u, word, kPieceWords);
+    const int end = __shfl_sync(~0u, word, kPieceWords + 1);
+    const int at = kPieceWords + 2 + 2 * (lane % kMostGroups);
+    AttentionGroup first{__shfl_sync(~0u, word, at), __shfl_sync(~0u, word, at + 1)};
+    while (index < end) {
       const int tiles = groups.count_tiles(piece);
       if (tiles > 0) {
-        publish(piece, tiles);
+        publish(piece, tiles, first);
       } else {
         write_empty(piece);
       }
+      if (++index == end) break;
+      words = reinterpret_cast<const int*>(params.pieces + index);
+      piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
+      first = groups.find(piece, 0);
     }
-    publish({}, -1);
+    publish({}, -1, {});
   }
 };
 
@@ -121,7 +136,6 @@ struct AttentionScheduler {
 template <typename Kernel>
 struct AttentionLoader {
   using T = typename Kernel::Element;
-  using Group = typename Kernel::Group;
   struct TileSource {
     const CUtensorMap* map;
     int head, batch;
@@ -136,13 +150,13 @@ struct AttentionLoader {
   std::uint32_t q_phase = 0;
 
   // The next piece from the scheduler, and this lane's group of its first tile.
-  __device__ int take(AttentionPiece& piece, Group& first) {
+  __device__ int take(AttentionPiece& piece, AttentionGroup& first) {
     shared.ahead_full[work_ring.slot].wait(work_ring.phase);
     const auto& work = shared.ahead[work_ring.slot];
     const int* words = reinterpret_cast<const int*>(&work.piece);
     piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
     const int tiles = __shfl_sync(~0u, work.tiles, 0);
-    first = work.first[lane < Kernel::kMostGroups ? lane : 0];
+    first = work.first[lane < kMostGroups ? lane : 0];
     __syncwarp();
     if (lane == 0) shared.ahead_empty[work_ring.slot].arrive();
     work_ring.advance();
@@ -191,7 +205,7 @@ struct AttentionLoader {
   __device__ void wait_for_slot() { shared.empty[ring.slot].wait(ring.phase ^ 1); }
 
   // Tells the consumers which keys of the K tile in the current slot to leave out.
-  __device__ void describe_mask(const Group& group) {
+  __device__ void describe_mask(const AttentionGroup& group) {
     const bool in_tile = lane < groups.groups_per_tile;
     const bool has_mask = __any_sync(~0u, in_tile && group.valid < groups.group_rows);
     if (lane == 0) shared.has_mask[ring.slot] = has_mask;
@@ -208,7 +222,7 @@ struct AttentionLoader {
   __device__ void run() {
     while (true) {
       AttentionPiece piece;
-      Group group;
+      AttentionGroup group;
       const int tiles = take(piece, group);
       if (tiles < 0) break;
       hand_on(piece, tiles);
