@@ -154,8 +154,18 @@ struct AttentionConsumer {
     }
   }
 
+  // One more of a counter, which was; orders what the warp wrote before and reads after.
+  __device__ static int count_up(int* counter) {
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    return before;
+  }
   // Leaves this part's result in memory; the last warp to do so for its rows merges all parts,
   // in order, so that results do not depend on who is last. False if others are still to come.
+  // Part 0 is read beside the statistics of all, because each read is a way to L2 and back.
   __device__ bool merge_parts(const AttentionPiece& piece, float (&o)[kHeadDim / 2],
                               SoftmaxRows<T>& rows) const {
     auto* parts = static_cast<AttentionPartial<kHeadDim>*>(params.partials) + piece.slot;
@@ -166,25 +176,44 @@ struct AttentionConsumer {
     }
     mine.rows[warp()][lane()] =
         float4{rows.reference[0], rows.reference[1], rows.sum[0], rows.sum[1]};
-    __threadfence();
     __syncwarp();
     int* done = params.counters + piece.slot * 8 + warp();
     int before = 0;
-    if (lane() == 0) before = atomicAdd(done, 1);
+    if (lane() == 0) before = count_up(done);
     if (__shfl_sync(~0u, before, 0) != piece.num_parts - 1) return false;
     if (lane() == 0) *done = 0;
-    __threadfence();
 
-    rows.reference[0] = rows.reference[1] = -INFINITY;
-    for (int part = 0; part < piece.num_parts; ++part) {
-      const float4 other = __ldcg(&parts[part].rows[warp()][lane()]);
-      rows.reference[0] = fmaxf(rows.reference[0], other.x);
-      rows.reference[1] = fmaxf(rows.reference[1], other.y);
-    }
-    rows.sum[0] = rows.sum[1] = 0;
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) o[i] = 0;
-    for (int part = 0; part < piece.num_parts; ++part) {
+    for (int i = 0; i < kHeadDim / 8; ++i) {
+      const float4 value = __ldcg(&parts[0].o[warp()][i][lane()]);
+      o[4 * i] = value.x;
+      o[4 * i + 1] = value.y;
+      o[4 * i + 2] = value.z;
+      o[4 * i + 3] = value.w;
+    }
+    const float4 first = __ldcg(&parts[0].rows[warp()][lane()]);
+    rows.reference[0] = first.x;
+    rows.reference[1] = first.y;
+    constexpr int kAtOnce = 3;
+    for (int part = 1; part < piece.num_parts; part += kAtOnce) {
+      float4 others[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        others[i] = __ldcg(&parts[min(part + i, piece.num_parts - 1)].rows[warp()][lane()]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        rows.reference[0] = fmaxf(rows.reference[0], others[i].x);
+        rows.reference[1] = fmaxf(rows.reference[1], others[i].y);
+      }
+    }
+    const float first_weight[2] = {exp2_approx(first.x - rows.reference[0]),
+                                   exp2_approx(first.y - rows.reference[1])};
+    rows.sum[0] = fmaf(first_weight[0], first.z, 0.0f);
+    rows.sum[1] = fmaf(first_weight[1], first.w, 0.0f);
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) o[i] = fmaf(first_weight[i / 2 % 2], o[i], 0.0f);
+    for (int part = 1; part < piece.num_parts; ++part) {
       const float4 other = __ldcg(&parts[part].rows[warp()][lane()]);
       const float weight[2] = {exp2_approx(other.x - rows.reference[0]),
                                exp2_approx(other.y - rows.reference[1])};
