@@ -366,42 +366,48 @@ struct AttentionConsumer {
 };
 
 template <typename Kernel>
+__device__ void init_barriers(typename Kernel::SharedStorage& shared) {
+  constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
+  for (int i = 0; i < Kernel::kAhead; ++i) {
+    shared.ahead_full[i].init(1);
+    shared.ahead_empty[i].init(1);
+  }
+  shared.work_full.init(1);
+  shared.work_empty.init(kConsumerWarps);
+  for (int i = 0; i < Kernel::kSlots; ++i) {
+    shared.full[i].init(1);
+    shared.empty[i].init(kConsumerWarps);
+  }
+  shared.next_reuse = 0;
+  fence_barrier_init();
+}
+__device__ inline void prefetch_tensor_maps(const AttentionParams& params) {
+  prefetch_tensor_map(&params.q_map);
+  if (params.kv_maps) return;  // which a kernel may still be writing
+  prefetch_tensor_map(&params.k_map);
+  prefetch_tensor_map(&params.v_map);
+}
+
+template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     attention_sm90_kernel(const __grid_constant__ AttentionParams params) {
   extern __shared__ __align__(1024) char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Kernel::SharedStorage*>(shared_bytes);
-  if (threadIdx.x == 0) {
-    constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
-    for (int i = 0; i < Kernel::kAhead; ++i) {
-      shared.ahead_full[i].init(1);
-      shared.ahead_empty[i].init(1);
-    }
-    shared.work_full.init(1);
-    shared.work_empty.init(kConsumerWarps);
-    for (int i = 0; i < Kernel::kSlots; ++i) {
-      shared.full[i].init(1);
-      shared.empty[i].init(kConsumerWarps);
-    }
-    shared.next_reuse = 0;
-    fence_barrier_init();
-  }
-  if (threadIdx.x == 32) {
-    prefetch_tensor_map(&params.q_map);
-    if (!params.kv_maps) {
-      prefetch_tensor_map(&params.k_map);
-      prefetch_tensor_map(&params.v_map);
-    }
-  }
-  __syncthreads();
+  if (threadIdx.x == 0) init_barriers<Kernel>(shared);
+  if (threadIdx.x == 64) prefetch_tensor_maps(params);
   release_next_kernel();
   await_previous_kernel();
+  using Scheduler = AttentionScheduler<Kernel>;
+  // Under way while the warps meet.
+  const int start = threadIdx.x / 32 == 1 ? Scheduler::read_start(params, threadIdx.x % 32) : 0;
+  __syncthreads();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     release_registers<Kernel::kProducerRegisters>();
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 32) AttentionLoader<Kernel>{params, shared, lane}.run();
-    if (threadIdx.x / 32 == 1) AttentionScheduler<Kernel>{params, shared, lane}.run();
+    if (threadIdx.x / 32 == 1) Scheduler{params, shared, lane}.run(start);
     if (threadIdx.x >= 64)
       AttentionReuser<Kernel>{params, lane}.template run<2>(&shared.next_reuse);
   } else {

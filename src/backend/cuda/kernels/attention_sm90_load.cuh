@@ -100,17 +100,19 @@ struct AttentionScheduler {
     __syncwarp();
   }
 
-  // The table of kv blocks of item 0, for the reads to come.
-  __device__ void prefetch_table() const {
+  // A lane's word of what the thread block begins with; fetches the table of kv blocks of item 0
+  // besides, for the reads to come.
+  __device__ static int read_start(const AttentionParams& params, int lane) {
     constexpr int kEntriesALine = 128 / sizeof(int2);
-    if (lane * kEntriesALine >= params.num_kv_blocks) return;
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(params.kv_table + lane * kEntriesALine));
-  }
-
-  __device__ void run() {
     const int* words = reinterpret_cast<const int*>(params.starts + blockIdx.x);
     const int word = lane < kStartWords ? words[lane] : 0;
-    prefetch_table();
+    if (lane * kEntriesALine < params.num_kv_blocks) {
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(params.kv_table + lane * kEntriesALine));
+    }
+    return word;
+  }
+
+  __device__ void run(int word) {
     AttentionPiece piece = gather_piece(word);
     int index = __shfl_sync(~0u, word, kPieceWords);
     const int end = __shfl_sync(~0u, word, kPieceWords + 1);
@@ -124,7 +126,7 @@ struct AttentionScheduler {
         write_empty(piece);
       }
       if (++index == end) break;
-      words = reinterpret_cast<const int*>(params.pieces + index);
+      const int* words = reinterpret_cast<const int*>(params.pieces + index);
       piece = gather_piece(lane < kPieceWords ? words[lane] : 0);
       first = groups.find(piece, 0);
     }
