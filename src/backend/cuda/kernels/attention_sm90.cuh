@@ -182,6 +182,7 @@ struct AttentionConsumer {
     if (lane() == 0) before = count_up(done);
     if (__shfl_sync(~0u, before, 0) != piece.num_parts - 1) return false;
     if (lane() == 0) *done = 0;
+    __syncwarp();  // what lane 0 has acquired
 
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; ++i) {
