@@ -43,6 +43,8 @@ sanitize() {
 if [ "$mode" = sanitize ]; then
   some='GpuAttention.TextAtEitherEnd:GpuAttention.TwoStreamsAtOnce:GpuAttention.CutItems*'
   some+=':GpuPolicy.EveryShape:GpuPolicy.WritesEvery*:GpuPlan.HasTheListsOfTheHost:GpuPlan.Fol*'
+  some+=':GpuPolicy.SelectsInARow:GpuCachedRows.*:GpuGemmPlan.HasTheListsOfTheHost'
+  some+=':GpuGemmPlan.FollowsItsInputs*:GpuGemmQ.MoreTiles*:GpuGemmO.MoreTiles*'
   some+=':GpuGemmQ.OneStream*:GpuGemmO.OneStream*:GpuGemmO.OrdersGrow*:GpuOperations.*'
   sanitize memcheck "$some"
   sanitize synccheck "$some"
