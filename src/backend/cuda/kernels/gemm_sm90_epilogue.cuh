@@ -236,10 +236,11 @@ struct GemmEpilogue {
 
   // --- GEMM-Q ---
 
-  // Bias, RMS norm over the head and rotary embedding of 64 rows of a head in d[0 .. kHeadDim / 2);
-  // stores them. The job's target is the projection.
+  // Bias, RMS norm over the head and rotary embedding of up to 64 rows of a head in
+  // d[0 .. kHeadDim / 2); stores them. The job's target is the projection.
   __device__ __forceinline__ void finish_head(float* d, int head, BoxJob job) {
     constexpr int kHeadDim = Kernel::kHeadDim;
+    if (job.num_rows <= 0) return;  // a short row block ends before this warpgroup's rows
     const ProjectionParams& projection = params.projections[job.target];
     job.column = head * kHeadDim;
     if (projection.bias) {
@@ -274,7 +275,7 @@ struct GemmEpilogue {
                                          const BoxJob& job) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = job.row + min(row_in_box() + 8 * half, max(job.num_rows - 1, 0));
+      const int row = job.row + min(row_in_box() + 8 * half, job.num_rows - 1);
 #pragma unroll
       for (int j = 0; j < Kernel::kHeadDim / 8; ++j) {
         float* pair = d + 4 * j + 2 * half;
