@@ -13,7 +13,8 @@ inline constexpr int kListThreads = 256, kItemThreads = 1024;
 
 // Dynamic shared memory of list_items_kernel.
 constexpr std::size_t list_shared_bytes(int q_blocks) {
-  return 2 * sizeof(int) * static_cast<std::size_t>(q_blocks);
+  // Even, because ptxas reads four values where up to three are left.
+  return 2 * sizeof(int) * static_cast<std::size_t>(q_blocks + q_blocks % 2);
 }
 
 __device__ inline const std::uint32_t* skip_row(const AttentionListsParams& params, int group,

@@ -140,7 +140,8 @@ __host__ __device__ constexpr int column_words(int num_row_blocks) {
 // Dynamic shared memory of head_tiles_kernel.
 constexpr std::size_t head_tiles_shared_bytes(int num_heads, int num_row_blocks) {
   const auto heads = static_cast<std::size_t>(num_heads);
-  return sizeof(int) * (2 * heads * column_words(num_row_blocks) + num_row_blocks);
+  const std::size_t words = 2 * heads * column_words(num_row_blocks) + num_row_blocks;
+  return 16 * ((words + 3) / 4);  // ptxas may read four values where fewer are left
 }
 
 // Of one thread block. Each finds out where all tiles go, which takes little, and writes its share.
