@@ -1,5 +1,6 @@
 // bench.cpp -- `flashomni bench`: times of the operators, sparse against dense, result checked
-// first. SPDX-License-Identifier: Apache-2.0
+// first.
+// SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>

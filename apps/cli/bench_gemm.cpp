@@ -1,5 +1,6 @@
 // bench_gemm.cpp -- the jobs `gemm-q`, `gemm-o`, `gemm-plan` and `linear`. in_features =
-// out_features = heads * head_dim. SPDX-License-Identifier: Apache-2.0
+// out_features = heads * head_dim.
+// SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <memory>
 

@@ -1,5 +1,6 @@
 // bench_step.cpp -- the job `step`: one attention layer through the engine, with given symbols,
-// added to a residual as models do. SPDX-License-Identifier: Apache-2.0
+// added to a residual as models do.
+// SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <chrono>
 #include <cmath>

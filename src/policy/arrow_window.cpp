@@ -4,7 +4,8 @@
 // Query token i and key token j of the image see each other if |i - j| <= band / 2 * image tokens;
 // a pair of blocks is used if any pair of its tokens is. Source: DiTFastAttnV2, arXiv:2503.22796
 // (half width (S - 512) / (2 f), so band = 1 / f); one band for all heads here, the choice per head
-// is the policy head-share. SPDX-License-Identifier: Apache-2.0
+// is the policy head-share.
+// SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
 #include "policy/image_pairs.h"

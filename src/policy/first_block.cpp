@@ -5,7 +5,8 @@
 // absolute values), the other layers add what they added then; else they are computed. Update steps
 // are always computed, so that `interval` bounds how long a step is reused. Source: first-block
 // cache of ParaAttention (FBCache) and diffusers, threshold .05 to .12; it looks at the image
-// tokens alone, this at all. SPDX-License-Identifier: Apache-2.0
+// tokens alone, this at all.
+// SPDX-License-Identifier: Apache-2.0
 #include "policy/policies.h"
 
 namespace flashomni {

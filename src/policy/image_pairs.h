@@ -1,5 +1,6 @@
 // image_pairs.h -- what fixed masks share: a rule about pairs of image blocks, the same in all
-// heads. SPDX-License-Identifier: Apache-2.0
+// heads.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
 // policies.h -- the constructors of the built-in policies, one for each row of registry.cpp, and
-// the selections that more than one of them is made of. SPDX-License-Identifier: Apache-2.0
+// the selections that more than one of them is made of.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <memory>

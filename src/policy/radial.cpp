@@ -9,7 +9,8 @@
 // are seen by more than a third of them.
 // `band` is the kv block, or F / 8 if that is less. A picture is taken row by row, a row as a
 // frame: the source knows videos only. Source: Radial Attention, arXiv:2506.19852, and its code
-// (HunyuanVideo variant). SPDX-License-Identifier: Apache-2.0
+// (HunyuanVideo variant).
+// SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <bit>
 #include <cmath>

@@ -1,5 +1,6 @@
 // scratch.h -- memory that kernels use between calls: grows to the largest shape seen, never
-// shrinks. SPDX-License-Identifier: Apache-2.0
+// shrinks.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstddef>

@@ -7,7 +7,8 @@
 // The bound of a row is the largest score of its first run, raised only when a later score exceeds
 // it by 2^8: until then sums need no correction, and at f32's range they lose nothing (the idea of
 // FlashAttention-4). Rows are walked in chunks of 64. While one product runs, the rows that the
-// next one reads are fetched. SPDX-License-Identifier: Apache-2.0
+// next one reads are fetched.
+// SPDX-License-Identifier: Apache-2.0
 #include "backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE

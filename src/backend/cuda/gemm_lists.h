@@ -1,5 +1,6 @@
 // gemm_lists.h -- the lists and tiles of a projection's plan, made on the device from symbols
-// there. SPDX-License-Identifier: Apache-2.0
+// there.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_runtime.h>

@@ -4,7 +4,8 @@
 // That rule is sequential, but many steps can be taken at once. Let the multiprocessors be sorted
 // by when they are free, and let the next items go to them in that order. As long as the one at
 // position t is free before any at a position below t is again, the rule would have chosen the
-// same. SPDX-License-Identifier: Apache-2.0
+// same.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "backend/cuda/kernels/attention_items.cuh"

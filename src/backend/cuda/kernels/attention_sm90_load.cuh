@@ -4,7 +4,8 @@
 // several pieces ahead: that is a chain of three dependent reads, each 1-2 us while the loads
 // saturate L2. Of the first piece it is one read (AttentionStart). It writes the rows of pieces
 // without kv tiles, which go no further. The loader issues the TMA loads of Q and of the ring of K
-// and V tiles. SPDX-License-Identifier: Apache-2.0
+// and V tiles.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

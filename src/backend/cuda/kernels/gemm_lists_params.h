@@ -1,5 +1,6 @@
 // gemm_lists_params.h -- what the kernels that turn symbols into the lists of a projection are
-// told; built by gemm_lists.cu. SPDX-License-Identifier: Apache-2.0
+// told; built by gemm_lists.cu.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -5,8 +5,8 @@
 // few blocks, so that all multiprocessors have some; the warps then share the features of a dot
 // product. Who does what is worked out, divisions among it, before the kernel that makes the means
 // has ended. Loops over a row are unrolled by 2 only: where blocks are few a lane has 2 of them,
-// and what is left over after steps of 4 would be done one by one. SPDX-License-Identifier:
-// Apache-2.0
+// and what is left over after steps of 4 would be done one by one.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "backend/cuda/device/barrier.cuh"
