@@ -54,6 +54,9 @@ class SparsityPolicy {
   // `symbols` comes in all live and leaves with blocks cached and skipped. Called once per layer,
   // branch and update step. A policy keeps no state between calls.
   virtual void select(const PolicyContext& context, SparseSymbols& symbols) const = 0;
+  // If select() does what Backend::select_symbols does with some options, those: the backend then
+  // selects, on a device without statistics on the host, and `needs` is not measured.
+  virtual std::optional<FlashOmniOptions> selection() const { return std::nullopt; }
   // What the attention of the update step itself skips; must cache nothing.
   virtual void select_update(const PolicyContext&, SparseSymbols&) const {}
   virtual PolicyTraits traits() const { return {}; }

@@ -11,6 +11,7 @@
 #include "engine/forecast.h"
 #include "engine/joint_attention.h"
 #include "engine/layer_state.h"
+#include "engine/policy_runner.h"
 #include "engine/stats.h"
 #include "engine/step_reuse.h"
 
@@ -18,7 +19,7 @@ namespace flashomni {
 
 struct Engine::State {
   State(Backend& backend, const EngineOptions& options, std::unique_ptr<SparsityPolicy> policy)
-      : backend(backend), options(options), policy(std::move(policy)) {
+      : backend(backend), options(options), policy(std::move(policy)), runner(*this->policy) {
     traits = this->policy->traits();
     this->options.order = std::min(options.order, traits.max_order);
   }
@@ -43,11 +44,12 @@ struct Engine::State {
   void run_dispatch(int layer, std::span<const AttentionStream> streams, const RopeTables& rope);
   PolicyContext measure(int layer);
   const AttentionPlan& update_plan(const PolicyContext& context);
-  void select_symbols(const PolicyContext& context, LayerState& state);
+  void select_symbols(PolicyContext& context, LayerState& state);
 
   Backend& backend;
   EngineOptions options;  // `order` no higher than the policy's
   const std::unique_ptr<SparsityPolicy> policy;
+  PolicyRunner runner;
   PolicyTraits traits;
   AttentionObserver observer;
 
@@ -57,8 +59,7 @@ struct Engine::State {
   SparseSymbols all_live;
   std::optional<JointAttention> joint;
   CoefficientTable coefficients;
-  std::vector<LayerState> layers;  // [branch, layer]
-  BlockScores scores;
+  std::vector<LayerState> layers;     // [branch, layer]
   AttentionPlan update_attention;     // of one layer, if the policy skips on updates
   std::vector<StepReuse> step_reuse;  // of every branch, if the policy reuses steps
   StatsCounter counter;
@@ -233,10 +234,7 @@ PolicyContext Engine::State::measure(int layer) {
                         .num_steps = static_cast<int>(kinds.size()),
                         .ramp = ramp(),
                         .places = shape.places};
-  if (const auto needs = policy->needs()) {
-    joint->score(*needs, scores);
-    context.scores = &scores;
-  }
+  runner.measure(*joint, context);
   return context;
 }
 
@@ -250,10 +248,11 @@ const AttentionPlan& Engine::State::update_plan(const PolicyContext& context) {
 }
 
 // Leaves the symbols of this update in `state.symbols`, those of the last one in `state.previous`.
-void Engine::State::select_symbols(const PolicyContext& context, LayerState& state) {
+void Engine::State::select_symbols(PolicyContext& context, LayerState& state) {
   std::swap(state.symbols, state.previous);
-  state.symbols = all_live;
-  policy->select(context, state.symbols);
+  std::string limitation;
+  runner.select(*joint, context, all_live, state.symbols, limitation);
+  if (!limitation.empty()) fall_back(-1, "the host chooses the symbols: " + limitation);
   if (traits.caches_layers && state.symbols.stats().live_fraction() <= options.layer_cache) {
     state.mode = LayerMode::kLayerCache;
     state.bias = {};

@@ -80,6 +80,14 @@ void JointAttention::score(const BlockScoreOptions& options, BlockScores& scores
   backend_.block_scores(q_, k_, all_live_.q_grid(), all_live_.kv_grid(), options, scores, {});
 }
 
+SparseSymbols JointAttention::select(const FlashOmniOptions& options, double ramp) {
+  if (!words_.cache) {
+    words_ = make_symbol_words(backend_, all_live_.q_grid(), all_live_.kv_grid(), num_heads_);
+  }
+  backend_.select_symbols(q_, k_, options, ramp, words_, {}, {});
+  return download_symbols(backend_, words_, {});
+}
+
 OutputProjection JointAttention::output(const AttentionStream& stream, bool to_out) const {
   OutputProjection output{.weight = stream.weights->out,
                           .bias = stream.weights->out_bias,

@@ -23,7 +23,9 @@ class JointAttention {
   void project(const AttentionStream& stream, const RopeTables& rope, const GemmPlan& q_plan,
                const GemmPlan& kv_plan);
   void attend(const AttentionPlan& plan);
+  // Of Q and K as they are now. select() waits for the backend.
   void score(const BlockScoreOptions& options, BlockScores& scores);
+  SparseSymbols select(const FlashOmniOptions& options, double ramp);
   ConstTensorView attended() const { return o_; }  // [1, seq_len, num_heads, head_dim]
   // Views of Q, K, V and O under the name of the layer that they are of now.
   AttendedLayer observed(int layer, int branch, int step, LayerAction action) const {
@@ -43,6 +45,7 @@ class JointAttention {
   AttentionPlan dense_plan_;
   std::map<std::pair<int, int>, GemmPlan> dense_gemms_;  // by (first token, tokens)
   Tensor q_, k_, v_, o_;
+  SymbolWords words_;  // of the last select()
 };
 
 }  // namespace flashomni

@@ -10,8 +10,9 @@ namespace {
 
 class Composition : public SparsityPolicy {
  public:
-  Composition(std::string_view name, PolicyPtr skip, PolicyPtr cache)
-      : name_(name), skip_(std::move(skip)), cache_(std::move(cache)) {}
+  Composition(std::string_view name, PolicyPtr skip, PolicyPtr cache,
+              std::optional<FlashOmniOptions> selection)
+      : name_(name), skip_(std::move(skip)), cache_(std::move(cache)), selection_(selection) {}
 
   std::string_view name() const override { return name_; }
 
@@ -25,6 +26,8 @@ class Composition : public SparsityPolicy {
         .subtract_k_mean = of_skip->subtract_k_mean || of_cache->subtract_k_mean,
         .log_count_bias = of_skip->log_count_bias || of_cache->log_count_bias};
   }
+
+  std::optional<FlashOmniOptions> selection() const override { return selection_; }
 
   // Cached blocks first: a skip policy then leaves their rows alone.
   void select(const PolicyContext& context, SparseSymbols& symbols) const override {
@@ -54,12 +57,14 @@ class Composition : public SparsityPolicy {
  private:
   std::string name_;
   PolicyPtr skip_, cache_;
+  std::optional<FlashOmniOptions> selection_;
 };
 
 }  // namespace
 
-PolicyPtr compose(std::string_view name, PolicyPtr skip, PolicyPtr cache) {
-  return std::make_unique<Composition>(name, std::move(skip), std::move(cache));
+PolicyPtr compose(std::string_view name, PolicyPtr skip, PolicyPtr cache,
+                  std::optional<FlashOmniOptions> selection) {
+  return std::make_unique<Composition>(name, std::move(skip), std::move(cache), selection);
 }
 
 }  // namespace flashomni

@@ -21,7 +21,7 @@ PolicyPtr make_flashomni(const OptionReader& reader) {
   options.keep_text_kv = reader.flag("keep-text-kv", options.keep_text_kv);
   options.subtract_k_mean = reader.flag("subtract-k-mean", options.subtract_k_mean);
   options.log_count_bias = reader.flag("log-count-bias", options.log_count_bias);
-  return compose("flashomni", make_mass_skip(options), make_text_cache(options));
+  return compose("flashomni", make_mass_skip(options), make_text_cache(options), options);
 }
 
 }  // namespace flashomni

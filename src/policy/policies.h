@@ -34,7 +34,8 @@ PolicyPtr make_first_block(const OptionReader& options);
 void cache_everything(SparseSymbols& symbols);
 
 // Caches with `cache` and skips with `skip` in the query blocks that stay live.
-PolicyPtr compose(std::string_view name, PolicyPtr skip, PolicyPtr cache);
+PolicyPtr compose(std::string_view name, PolicyPtr skip, PolicyPtr cache,
+                  std::optional<FlashOmniOptions> selection = {});
 
 // Skipping by mass (spargeattn.cpp) and caching by text (guidance.cpp): the two halves of
 // FlashOmniOptions, each of which reads its own thresholds.

@@ -209,6 +209,51 @@ TEST_P(EngineOn, IsBitIdenticalToDenseAtThresholdsOfZero) {
   }
 }
 
+// A policy of which the engine does not know that a backend can select by it.
+class OnTheHost : public SparsityPolicy {
+ public:
+  explicit OnTheHost(std::unique_ptr<SparsityPolicy> policy) : policy_(std::move(policy)) {}
+  std::string_view name() const override { return policy_->name(); }
+  std::optional<BlockScoreOptions> needs() const override { return policy_->needs(); }
+  void select(const PolicyContext& context, SparseSymbols& symbols) const override {
+    policy_->select(context, symbols);
+  }
+  PolicyTraits traits() const override { return policy_->traits(); }
+
+ private:
+  std::unique_ptr<SparsityPolicy> policy_;
+};
+
+TEST_P(EngineOn, SelectsByTheBackendWhatTheHostSelects) {
+  const PolicyOptions settings[] = {{{"tau-q", "0.7"}, {"tau-kv", "0.3"}},
+                                    {{"tau-q", "0.6"}, {"scope", "layer"}, {"tau-kv", "0.2"}},
+                                    {{"subtract-k-mean", "true"},
+                                     {"log-count-bias", "true"},
+                                     {"sim-threshold", "0.1"},
+                                     {"keep-text-kv", "false"},
+                                     {"tau-kv", "0.4"}}};
+  for (const PolicyOptions& setting : settings) {
+    EngineOptions options = toy_options();
+    options.ramp = .3;
+    const auto policy = [&] { return make_policy("flashomni", setting); };
+    Engine by_backend(*backend_, options, policy());
+    Engine on_host(*backend_, options, std::make_unique<OnTheHost>(policy()));
+    std::vector<Tensor> expected;
+    std::vector<SparseSymbols> symbols;
+    generate(on_host, 9, [&](int, int branch, int layer, const Tensor& out) {
+      expected.push_back(out.clone());
+      symbols.push_back(on_host.symbols(layer, branch));
+    });
+    std::size_t n = 0;
+    generate(by_backend, 9, [&](int step, int branch, int layer, const Tensor& out) {
+      EXPECT_EQ(by_backend.symbols(layer, branch), symbols[n]) << step << " " << layer;
+      EXPECT_TRUE(same_bits(out, expected[n++])) << step << " " << branch << " " << layer;
+    });
+    EXPECT_GT(by_backend.stats().attention_sparsity, 0);
+    EXPECT_TRUE(by_backend.fallbacks().empty());
+  }
+}
+
 // Two engines with backends of their own, in two threads, give what each gives alone.
 TEST_P(EngineOn, RunsBesideAnotherEngine) {
   const auto outputs = [](int seed) {

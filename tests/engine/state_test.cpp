@@ -298,6 +298,51 @@ TEST_F(EngineState, NotesThatCachingNeedsText) {
             std::string("engine: ") + reason);
 }
 
+// Selects as little as a device whose kernels are too small for the sequence.
+class NoSelection : public IdleBackend {
+ public:
+  void select_symbols(ConstTensorView, ConstTensorView, const FlashOmniOptions&, double,
+                      SymbolWords&, const ScoreViews&, Stream) override {
+    ++calls.select;
+    throw Error(ErrorCode::kUnsupported, "select_symbols: too long");
+  }
+  void block_scores(ConstTensorView, ConstTensorView, const BlockGrid& q, const BlockGrid& kv,
+                    const BlockScoreOptions&, BlockScores& scores, Stream) override {
+    ++calls.scores;
+    scores = {1, kHeads, q.num_blocks(), kv.num_blocks(), {}, {}, {}};
+    scores.logits.assign(static_cast<std::size_t>(kHeads) * q.num_blocks() * kv.num_blocks(), 0);
+  }
+};
+
+TEST(EngineSelection, GoesOnOnTheHostAndSaysSoWhereTheBackendCannotSelect) {
+  NoSelection backend;
+  ToyModel model(backend);
+  Engine engine(backend, toy_options(), make_policy("flashomni", {{"tau-q", "0.8"}}));
+  engine.begin(toy_shape(), 5, 1);
+  for (int step = 0; step < 5; ++step) {
+    engine.begin_step(step, 0);
+    for (int layer = 0; layer < kLayers; ++layer) model.run(engine, layer, step, 0);
+  }
+  EXPECT_EQ(backend.calls.select, 1);
+  EXPECT_EQ(backend.calls.scores, 2 * kLayers);  // updates at steps 0 and 3
+  EXPECT_GT(engine.symbols(0, 0).stats().cached_fraction(), 0);
+  ASSERT_EQ(engine.fallbacks().size(), 1u);
+  EXPECT_EQ(engine.fallbacks()[0].layer, -1);
+  EXPECT_EQ(engine.fallbacks()[0].reason, "the host chooses the symbols: select_symbols: too long");
+}
+
+TEST(EngineSelection, ThrowsWhereStrictIfTheBackendCannotSelect) {
+  NoSelection backend;
+  ToyModel model(backend);
+  EngineOptions options = toy_options();
+  options.strict = true;
+  Engine engine(backend, options, make_policy("flashomni", {}));
+  engine.begin(toy_shape(), 5, 1);
+  engine.begin_step(0, 0);
+  EXPECT_EQ(error_of([&] { model.run(engine, 0, 0, 0); }, ErrorCode::kUnsupported),
+            "engine: the host chooses the symbols: select_symbols: too long");
+}
+
 TEST_F(EngineState, ThrowsInsteadOfFallingBackWhereStrict) {
   EngineOptions options = toy_options();
   options.strict = true;

@@ -1,6 +1,8 @@
 // idle_backend.h -- a backend that plans but computes nothing, and counts what it is asked for.
 #pragma once
 
+#include <cstring>
+
 #include "flashomni/backend.h"
 
 namespace flashomni::test {
@@ -20,7 +22,10 @@ class IdleBackend : public Backend {
   std::string description() const override { return "computes nothing"; }
   Device device() const override { return {}; }
   Tensor allocate(DType dtype, Layout layout) override { return Tensor::host(dtype, layout); }
-  void copy(ConstTensorView, TensorView, Stream) override {}
+  void copy(ConstTensorView from, TensorView to, Stream) override {
+    std::memcpy(to.data, from.data,
+                static_cast<std::size_t>(to.layout.num_elements() * size_in_bytes(to.dtype)));
+  }
   void synchronize(Stream) override {}
   DeviceTimer* device_timer() override { return timer; }
   PackedWeight pack_weight(ConstTensorView weight, DType dtype, int column_group) override {
@@ -58,9 +63,13 @@ class IdleBackend : public Backend {
                     const BlockScoreOptions&, BlockScores&, Stream) override {
     ++calls.scores;
   }
+  // Selects nothing.
   void select_symbols(ConstTensorView, ConstTensorView, const FlashOmniOptions&, double,
-                      SymbolWords&, const ScoreViews&, Stream) override {
+                      SymbolWords& words, const ScoreViews&, Stream) override {
     ++calls.select;
+    if (words.cache) {
+      upload_symbols(*this, SparseSymbols(words.q_grid, words.kv_grid, words.num_heads), words);
+    }
   }
   void build_attention_plan_from(const SymbolWords&, AttentionPlan&, Stream) override {
     ++calls.plans_from_words;
