@@ -16,13 +16,6 @@ namespace {
 constexpr int kTileQ = 128;  // rows of a query block that the kernels take at once
 constexpr int kSmallestGroup = 16, kLargestGroup = 128;
 
-template <typename T>
-void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
-  to.reserve(std::max<std::size_t>(1, from.size()) * sizeof(T));
-  FO_CUDA(cudaMemcpyAsync(to.as<T>(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice,
-                          stream));
-}
-
 std::vector<int2> block_table(const BlockGrid& grid) {
   std::vector<int2> table;
   for (int item = 0; item < grid.batch(); ++item) {

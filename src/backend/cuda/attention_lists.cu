@@ -47,12 +47,6 @@ void check_size(const SymbolWords& words, const DealOptions& options) {
 }
 
 template <typename T>
-T* reserve(DeviceBuffer& buffer, std::size_t count) {
-  buffer.reserve(std::max<std::size_t>(1, count) * sizeof(T));
-  return buffer.as<T>();
-}
-
-template <typename T>
 std::vector<T> download(const void* from, std::size_t count, cudaStream_t stream) {
   std::vector<T> to(count);
   FO_CUDA(cudaMemcpyAsync(to.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream));
@@ -80,20 +74,20 @@ int AttentionListBuilder::build(const SymbolWords& words, const CutOptions& opti
   const std::size_t groups = static_cast<std::size_t>(params.batch) * params.num_heads;
   const std::size_t rows = groups * params.q.num_blocks;
   const std::size_t pieces = rows + params.options.most_cuts;
-  params.counts = reserve<int>(counts_, rows);
-  params.totals = reserve<GroupTotals>(totals_, groups);
-  params.items = reserve<ListItem>(items_, rows);
-  params.parts = reserve<DealtPart>(parts_, pieces);
-  params.num_parts = reserve<std::int32_t>(num_parts_, 1);
-  params.parts_of = reserve<std::int16_t>(parts_of_, rows);
-  params.slots = reserve<std::int32_t>(slots_, rows);
-  params.first_of_sm = reserve<std::int32_t>(lists.first_of_sm, options.num_sms + 1);
-  params.pieces = reserve<AttentionPiece>(lists.pieces, pieces);
-  params.starts = reserve<AttentionStart>(lists.starts, options.num_sms);
-  params.kv_blocks = reserve<std::int32_t>(lists.kv_blocks, rows * params.kv.num_blocks);
+  params.counts = counts_.reserve<int>(rows);
+  params.totals = totals_.reserve<GroupTotals>(groups);
+  params.items = items_.reserve<ListItem>(rows);
+  params.parts = parts_.reserve<DealtPart>(pieces);
+  params.num_parts = num_parts_.reserve<std::int32_t>(1);
+  params.parts_of = parts_of_.reserve<std::int16_t>(rows);
+  params.slots = slots_.reserve<std::int32_t>(rows);
+  params.first_of_sm = lists.first_of_sm.reserve<std::int32_t>(options.num_sms + 1);
+  params.pieces = lists.pieces.reserve<AttentionPiece>(pieces);
+  params.starts = lists.starts.reserve<AttentionStart>(options.num_sms);
+  params.kv_blocks = lists.kv_blocks.reserve<std::int32_t>(rows * params.kv.num_blocks);
   params.kv_table =
-      reserve<int2>(lists.kv_table, static_cast<std::size_t>(params.batch) * params.kv.num_blocks);
-  params.cached = reserve<CachedRows>(lists.cached, rows);
+      lists.kv_table.reserve<int2>(static_cast<std::size_t>(params.batch) * params.kv.num_blocks);
+  params.cached = lists.cached.reserve<CachedRows>(rows);
   params_ = params;
 
   const dim3 grid(static_cast<unsigned>(params.num_heads), static_cast<unsigned>(params.batch));

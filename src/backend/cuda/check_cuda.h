@@ -4,8 +4,10 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
 
@@ -41,6 +43,12 @@ class DeviceBuffer {
     bytes_ = bytes;
     return true;
   }
+  // Room for `count` values.
+  template <typename T>
+  T* reserve(std::size_t count) {
+    reserve(std::max<std::size_t>(1, count) * sizeof(T));
+    return as<T>();
+  }
   template <typename T>
   T* as() const {
     return static_cast<T*>(data_);
@@ -55,5 +63,12 @@ class DeviceBuffer {
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
+
+// Copies `from` to the device behind what the stream holds; `from` may go at once.
+template <typename T>
+void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
+  FO_CUDA(cudaMemcpyAsync(to.reserve<T>(from.size()), from.data(), from.size() * sizeof(T),
+                          cudaMemcpyHostToDevice, stream));
+}
 
 }  // namespace flashomni::cuda

@@ -73,13 +73,6 @@ void launch(const GemmKernel& kernel, const GemmParams& params, const LaunchTarg
   launch_early(kernel.function, grid, kernel.threads, kernel.shared_bytes, target.stream, params);
 }
 
-template <typename T>
-void upload(const std::vector<T>& from, DeviceBuffer& to, cudaStream_t stream) {
-  to.reserve(std::max<std::size_t>(1, from.size()) * sizeof(T));
-  FO_CUDA(cudaMemcpyAsync(to.as<T>(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice,
-                          stream));
-}
-
 template <typename Tile>
 void upload_tiles(const std::vector<Tile>& tiles, TileList& list, cudaStream_t stream) {
   upload(tiles, list.tiles, stream);

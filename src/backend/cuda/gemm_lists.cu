@@ -13,19 +13,13 @@ constexpr std::size_t kMostSharedBytes = 226 * 1024;  // besides a little that i
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-template <typename T>
-T* reserve(DeviceBuffer& buffer, std::size_t count) {
-  buffer.reserve(std::max<std::size_t>(1, count) * sizeof(T));
-  return buffer.as<T>();
-}
-
 // Room for tiles that the device will count.
 template <typename Tile>
 Tile* reserve_counted(TileList& list, int most_tiles) {
   list.num_tiles = most_tiles;
   list.is_counted = true;
-  reserve<std::int32_t>(list.count, 1);
-  return reserve<Tile>(list.tiles, most_tiles);
+  list.count.reserve<std::int32_t>(1);
+  return list.tiles.reserve<Tile>(most_tiles);
 }
 
 }  // namespace
@@ -44,7 +38,7 @@ void GemmListBuilder::set_shape(const SymbolWords& words, int first_token, int n
   for (const RowBlock& block : shape.row_blocks) {
     rows.push_back({block.batch, block.q_block, block.row, block.num_rows, 0, 0});
   }
-  params_.rows = reserve<ListRow>(rows_, rows.size());
+  params_.rows = rows_.reserve<ListRow>(rows.size());
   FO_CUDA(cudaMemcpyAsync(params_.rows, rows.data(), rows.size() * sizeof(ListRow),
                           cudaMemcpyHostToDevice, stream));
   shape.head_lists = {};
@@ -66,8 +60,8 @@ void GemmListBuilder::build(const SymbolWords& words, int first_token, int num_t
   params_.num_heads = shape_.num_heads;
   params_.head_words = static_cast<int>(words.cache.size(2));
   params_.num_row_blocks = static_cast<int>(shape_.row_blocks.size());
-  params_.live = reserve<std::uint32_t>(live_, shape_.row_blocks.size() * params_.head_words);
-  params_.heads = reserve<std::int32_t>(heads, shape_.row_blocks.size() * shape_.num_heads);
+  params_.live = live_.reserve<std::uint32_t>(shape_.row_blocks.size() * params_.head_words);
+  params_.heads = heads.reserve<std::int32_t>(shape_.row_blocks.size() * shape_.num_heads);
   if (params_.num_row_blocks == 0) return;
   launch_early(list_heads_kernel, divide_up(params_.num_row_blocks, kHeadListWarps),
                kHeadListThreads, 0, stream, params_);
@@ -110,7 +104,7 @@ void GemmListBuilder::make_column_tiles(int out_features, int num_clusters, Tile
   const int narrow = num_tiles / params.columns - params.wide_tiles / params.columns;
   list.num_tiles = 2 * num_tiles - params.wide_tiles - (params.narrow_column ? narrow : 0);
   list.is_counted = false;
-  params.tiles = reserve<GemmTile>(list.tiles, list.num_tiles);
+  params.tiles = list.tiles.reserve<GemmTile>(list.num_tiles);
   if (num_tiles == 0) return;
   launch_early(column_tiles_kernel, divide_up(params_.num_row_blocks, kHeadListWarps),
                kHeadListThreads, 0, stream, params_, params);

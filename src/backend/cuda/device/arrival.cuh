@@ -1,7 +1,8 @@
 // arrival.cuh -- counters in global memory by which thread blocks learn that others have written.
 //
 // A block counts itself in one thread after a __syncthreads(); whoever has read the count, and the
-// threads of its block after another __syncthreads(), see what that block wrote before.
+// threads of its block after another __syncthreads(), see what that block wrote before. Likewise a
+// warp, with __syncwarp().
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

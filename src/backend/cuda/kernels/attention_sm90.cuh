@@ -20,6 +20,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/device/arrival.cuh"
 #include "backend/cuda/device/softmax.cuh"
 #include "backend/cuda/device/wgmma.cuh"
 #include "backend/cuda/kernels/attention_reuse.cuh"
@@ -154,15 +155,6 @@ struct AttentionConsumer {
     }
   }
 
-  // One more of a counter, which was; orders what the warp wrote before and reads after.
-  __device__ static int count_up(int* counter) {
-    int before;
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
-                 : "=r"(before)
-                 : "l"(counter)
-                 : "memory");
-    return before;
-  }
   // Leaves this part's result in memory; the last warp to do so for its rows merges all parts,
   // in order, so that results do not depend on who is last. False if others are still to come.
   // Part 0 is read beside the statistics of all, because each read is a way to L2 and back.
@@ -179,7 +171,7 @@ struct AttentionConsumer {
     __syncwarp();
     int* done = params.counters + piece.slot * 8 + warp();
     int before = 0;
-    if (lane() == 0) before = count_up(done);
+    if (lane() == 0) before = count_arrival(done);
     if (__shfl_sync(~0u, before, 0) != piece.num_parts - 1) return false;
     if (lane() == 0) *done = 0;
     __syncwarp();  // what lane 0 has acquired
