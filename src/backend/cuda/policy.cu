@@ -33,14 +33,18 @@ void check_inputs(const char* operation, const PoolingInputs& in) {
             "512 bytes that begin and end at multiples of 16",
             operation, std::string(dtype_name(in.q.dtype)).c_str(), head_dim);
   }
-  const int kv_blocks = in.kv_grid.num_blocks();
-  if (map_shared_bytes(kManyMapRows, head_dim, padded(kv_blocks)) +
-          cache_shared_bytes(in.q_grid.num_blocks(), kv_blocks) >
+}
+
+// `more_shared`: what a kernel keeps in shared memory besides rows of the map.
+void check_blocks(const char* operation, const PoolingInputs& in, std::size_t more_shared,
+                  const char* most) {
+  const int kv_blocks = in.kv_grid.num_blocks(), head_dim = static_cast<int>(in.q.size(3));
+  if (map_shared_bytes(kManyMapRows, head_dim, padded(kv_blocks)) + more_shared >
       kMostSharedBytes) {
     FO_FAIL(kUnsupported,
             "%s: the cuda backend has no kernel for %d q blocks and %d kv blocks; it has up to "
-            "about 2000 of each",
-            operation, in.q_grid.num_blocks(), kv_blocks);
+            "about %s",
+            operation, in.q_grid.num_blocks(), kv_blocks, most);
   }
 }
 
@@ -176,6 +180,7 @@ void PooledBlocks::pool(const char* operation, const PoolingInputs& in,
 
 void BlockScorer::run(const PoolingInputs& in, const BlockScoreOptions& options,
                       BlockScores& scores, cudaStream_t stream) {
+  check_blocks("block_scores", in, 0, "3000 kv blocks");
   pooled_.pool("block_scores", in, options, stream);
   const MapParams& map = pooled_.map();
   const int batch = in.q_grid.batch();
@@ -197,7 +202,10 @@ void BlockScorer::run(const PoolingInputs& in, const BlockScoreOptions& options,
 void SymbolSelector::run(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options,
                          double ramp, SymbolWords& words, const ScoreViews& scores,
                          cudaStream_t stream) {
-  pooled_.pool("select_symbols", {q, k, words.q_grid, words.kv_grid},
+  const PoolingInputs in{q, k, words.q_grid, words.kv_grid};
+  check_blocks("select_symbols", in,
+               cache_shared_bytes(in.q_grid.num_blocks(), in.kv_grid.num_blocks()), "2000 of each");
+  pooled_.pool("select_symbols", in,
                {.similarity = options.sim_threshold.has_value(),
                 .subtract_k_mean = options.subtract_k_mean,
                 .log_count_bias = options.log_count_bias},

@@ -22,7 +22,7 @@ struct PoolingInputs {
 class PooledBlocks {
  public:
   // What a call is called in errors. Throws kUnsupported for rows that are not whole multiples of
-  // 16 bytes, longer than 512 bytes or 256 numbers, or more blocks than shared memory holds.
+  // 16 bytes, or longer than 512 bytes or 256 numbers.
   void pool(const char* operation, const PoolingInputs& in, const BlockScoreOptions& options,
             cudaStream_t stream);
 
@@ -36,7 +36,8 @@ class PooledBlocks {
   DeviceBuffer q_means_, k_means_, head_means_, q_similarity_, k_similarity_;
 };
 
-// Backend::block_scores. Waits for the device: scores are host vectors.
+// Backend::block_scores. Waits for the device: scores are host vectors. Throws kUnsupported as pool
+// does, and for more kv blocks than shared memory holds.
 class BlockScorer {
  public:
   void run(const PoolingInputs& in, const BlockScoreOptions& options, BlockScores& scores,
@@ -47,7 +48,8 @@ class BlockScorer {
   DeviceBuffer logits_;
 };
 
-// Backend::select_symbols; one for each SymbolWords.
+// Backend::select_symbols; one for each SymbolWords. Throws kUnsupported as pool does, and for more
+// blocks than shared memory holds.
 class SymbolSelector {
  public:
   void run(ConstTensorView q, ConstTensorView k, const FlashOmniOptions& options, double ramp,
