@@ -98,6 +98,7 @@ void Engine::begin(const SequenceShape& shape, int num_steps, int num_branches) 
   s.step_reuse.clear();
   if (s.traits.reuse_below > 0 && shape.num_layers > 1) s.step_reuse.resize(num_branches);
   s.counter = {};
+  s.runner.begin();
   s.fallbacks.clear();
   s.step = -1;
   s.branch_done.assign(num_branches, true);

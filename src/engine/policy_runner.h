@@ -14,13 +14,14 @@ namespace flashomni {
 // selection), else on the host by block statistics.
 class PolicyRunner {
  public:
-  explicit PolicyRunner(const SparsityPolicy& policy)
-      : policy_(policy), selection_(policy.selection()) {}
+  explicit PolicyRunner(const SparsityPolicy& policy) : policy_(policy) {}
 
+  // A new generation, whose sequence the backend may know the selection for.
+  void begin() { selection_ = policy_.selection(); }
   // Measures what the policy reads on the host, if anything, into `context`.
   void measure(JointAttention& joint, PolicyContext& context);
   // Replaces `symbols`. If the backend turns out not to know the selection for such a sequence, the
-  // host selects, now and later, and `limitation` gets the reason.
+  // host selects, also later in the generation, and `limitation` gets the reason.
   void select(JointAttention& joint, PolicyContext& context, const SparseSymbols& all_live,
               SparseSymbols& symbols, std::string& limitation);
 

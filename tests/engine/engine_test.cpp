@@ -236,6 +236,7 @@ TEST_P(EngineOn, SelectsByTheBackendWhatTheHostSelects) {
     EngineOptions options = toy_options();
     options.ramp = .3;
     const auto policy = [&] { return make_policy("flashomni", setting); };
+    ASSERT_TRUE(policy()->selection());
     Engine by_backend(*backend_, options, policy());
     Engine on_host(*backend_, options, std::make_unique<OnTheHost>(policy()));
     std::vector<Tensor> expected;

@@ -202,6 +202,7 @@ struct AttentionConsumer {
     }
     const float first_weight[2] = {exp2_approx(first.x - rows.reference[0]),
                                    exp2_approx(first.y - rows.reference[1])};
+    // Products plus 0, as sums that begin with 0 give: never -0.
     rows.sum[0] = fmaf(first_weight[0], first.z, 0.0f);
     rows.sum[1] = fmaf(first_weight[1], first.w, 0.0f);
 #pragma unroll

@@ -32,8 +32,8 @@ struct RowRange {
 };
 
 // Of kHeads at head_dim 128: a head of up to four row blocks in which it is live, one a consumer
-// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Or, summed in halves, of one
-// or two row blocks: each block takes both and half of in_features.
+// warpgroup; block r of the cluster takes rows[2 r] and rows[2 r + 1]. Of two row blocks each block
+// takes one, rows[0] and rows[2]; or, summed in halves, both of one or two and half of in_features.
 struct HeadTile {
   std::int32_t head;        // < 0: there are no more tiles
   std::int32_t in_halves;   // then the last two of `rows` are the first two
